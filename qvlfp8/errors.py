@@ -1,0 +1,123 @@
+"""What can go wrong for a user: one class a cause, one exit code a class, a message that says the mend.
+
+Exit codes 1 (something that was checked does not hold) and 2 (usage) are the conventional ones.
+``EXIT_CODES`` lists them all; the README's table is checked against it.
+"""
+
+from __future__ import annotations
+
+EXIT_UNEXPECTED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class QvlError(Exception):
+    """A mistake or fault that ends the command with one clear sentence and :attr:`exit_code`."""
+
+    exit_code = EXIT_UNEXPECTED
+    meaning = "a stage ended otherwise than expected"
+
+    def __init__(self, problem: str, *, mend: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return self.problem if self.mend is None else f"{self.problem}\n  mend: {self.mend}"
+
+
+class UsageError(QvlError):
+    """Options that do not fit together, or name nothing."""
+
+    exit_code = EXIT_USAGE
+    meaning = "usage: an option or argument that does not fit"
+
+
+class CheckpointError(QvlError):
+    """A folder that is not a readable checkpoint."""
+
+    exit_code = 3
+    meaning = "not a checkpoint: config.json or weights missing or unreadable"
+
+
+class UnknownModelError(QvlError):
+    """A checkpoint of an architecture that the project does not know."""
+
+    exit_code = 4
+    meaning = "a model that is not Qwen2.5-VL"
+
+
+class FileFormatError(QvlError):
+    """matrix.yaml or a recipe that is not valid."""
+
+    exit_code = 5
+    meaning = "matrix.yaml or a recipe is not valid"
+
+
+class LockError(QvlError):
+    """An environment's lock file is missing or does not belong to matrix.yaml any more."""
+
+    exit_code = 6
+    meaning = "an environment's lock is missing, out of date, or cannot be resolved"
+
+
+class RecipeError(QvlError):
+    """A recipe that this model or this ModelOpt cannot honour."""
+
+    exit_code = 7
+    meaning = "the recipe cannot be honoured: it matches no module, or this ModelOpt cannot do it"
+
+
+class IndexUnreachableError(QvlError):
+    """The package index does not answer."""
+
+    exit_code = 8
+    meaning = "the package index cannot be reached"
+
+
+class PackageMissingError(QvlError):
+    """The package index answers but has not got what the lock names."""
+
+    exit_code = 9
+    meaning = "the package index has not got a locked version or file"
+
+
+class BuildError(QvlError):
+    """An environment could not be built for another reason."""
+
+    exit_code = 10
+    meaning = "an environment could not be built"
+
+
+class WorkerError(QvlError):
+    """A worker crashed, was killed, or ran past its time limit."""
+
+    exit_code = 11
+    meaning = "a worker crashed, was killed or ran past its time limit"
+
+
+class StoreBusyError(QvlError):
+    """Another run holds the store."""
+
+    exit_code = 12
+    meaning = "another run is using the store"
+
+
+class StoreWriteError(QvlError):
+    """The store cannot be written: no space, read-only, no permission."""
+
+    exit_code = 13
+    meaning = "the store or the output folder cannot be written (full, read-only, no permission)"
+
+
+def _all_errors() -> list[type[QvlError]]:
+    return sorted(QvlError.__subclasses__(), key=lambda kind: kind.exit_code)
+
+
+EXIT_CODES: dict[int, str] = {
+    0: "everything asked for ended as expected",
+    EXIT_UNEXPECTED: QvlError.meaning,
+    **{kind.exit_code: kind.meaning for kind in _all_errors()},
+    EXIT_INTERRUPTED: "interrupted (Ctrl-C); finished work is kept",
+}
+"""Every exit code of the command line and what it means."""

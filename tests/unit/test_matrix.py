@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qvlfp8.errors import FileFormatError
+from qvlfp8.matrix import read_matrix, select
+from tests.unit.factory import MATRIX, RECIPE, write_project
+
+ROOT = Path(__file__).parents[2]
+
+
+def line_of(text: str, part: str) -> int:
+    return next(n for n, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "says"),
+    [
+        ("python:", "pyhton:", "pyhton", "did you mean 'python'"),
+        ("seed: 0", "seed: -1", "seed: -1", "greater than or equal to 0"),
+        ("vllm: 0.13.0", "vllm: 0.10.2", "vllm: 0.10.2", "vllm-0.10.2 stands twice"),
+        ("models: tiny", "models: huge", "models: huge", "'huge' names nothing"),
+        ('recipes: "*"', "recipes: [lm-fp8, nope]", "nope", "'nope' names nothing"),
+        ("0.41.0, transformers: 4", "0.41.0, transformers: 5", "0.41.0", "cannot be with"),
+        ("0.13.0, transformers: 4", "0.13.0, transformers: 5", "0.13.0", "cannot be with"),
+        ("vllm: 0.13.0", "vllm: latest", "latest", "'latest' is not a version"),
+        ("  quantize: {}\n", "", "locks:", "quantize"),
+        ("models:\n", "models:\nmodels:\n", "models:\n", "the key stands twice"),
+        ("models: tiny, serve: \"*\"}", "models: tiny, serve: \"*\"", "expectations:", "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_file_line_and_mend(
+    tmp_path: Path, old: str, new: str, at: str, says: str
+) -> None:
+    assert old in MATRIX
+    path = write_project(tmp_path, MATRIX.replace(old, new, 1))
+    with pytest.raises(FileFormatError) as caught:
+        read_matrix(path)
+    text = str(caught.value)
+    assert says in text
+    where, line = text.split(":")[:2]
+    assert where == str(path)
+    assert abs(int(line) - line_of(path.read_text(), at.strip())) <= 1
+    assert caught.value.exit_code == 5
+
+
+EXPECTATION = (
+    'expectations:\n  - {{cells: "{cells}", stage: preflight, finding: some-finding, reason: why{more}}}\n'
+)
+
+
+def with_expectation(cells: str, more: str = "") -> str:
+    return MATRIX.replace("expectations: []\n", EXPECTATION.format(cells=cells, more=more))
+
+
+def test_an_expectation_that_covers_no_cell_is_an_error(tmp_path: Path) -> None:
+    path = write_project(tmp_path, with_expectation("*", ', vllm: "<0.10"'))
+    with pytest.raises(FileFormatError, match="covers no cell"):
+        read_matrix(path)
+
+
+def test_two_expectations_for_one_stage_are_an_error(tmp_path: Path) -> None:
+    line = '  - {cells: "lm-fp8/*", stage: preflight, finding: other, reason: why}\n'
+    path = write_project(tmp_path, with_expectation("*") + line)
+    with pytest.raises(FileFormatError, match="has an expectation for preflight already"):
+        read_matrix(path)
+
+
+def test_expectations_cover_by_glob_and_by_both_versions(tmp_path: Path) -> None:
+    text = with_expectation("lm-fp8/*", ', vllm: ">=0.12", modelopt: "<0.44"')
+    matrix = read_matrix(write_project(tmp_path, text))
+    covered = [c.id for c in matrix.cells if matrix.expected(c, "preflight")]
+    assert covered == ["lm-fp8/modelopt-0.41.0/tiny/vllm-0.13.0"]
+    assert not any(matrix.expected(c, "inspect") for c in matrix.cells)
+
+
+def test_an_exclusion_takes_cells_out_and_keeps_the_reason(tmp_path: Path) -> None:
+    text = MATRIX + 'exclusions:\n  - {cells: "*/vllm-0.13.0", reason: not on this machine}\n'
+    matrix = read_matrix(write_project(tmp_path, text))
+    assert [c.serve.vllm for c in matrix.cells] == ["0.10.2", "0.10.2"]
+    assert {reason for _, reason in matrix.excluded} == {"not on this machine"}
+    path = write_project(tmp_path, text.replace("*/vllm-0.13.0", "nothing/*"))
+    with pytest.raises(FileFormatError, match="names nothing"):
+        read_matrix(path)
+
+
+def test_each_cell_stands_once_even_if_two_rows_name_it(tmp_path: Path) -> None:
+    row = '  - {recipes: lm-fp8, quantize: modelopt-0.41.0, models: tiny, serve: "vllm-0.1*"}\n'
+    path = write_project(tmp_path, MATRIX.replace("expectations:", row + "expectations:"))
+    ids = [c.id for c in read_matrix(path).cells]
+    assert len(ids) == len(set(ids)) == 4
+
+
+def test_only_matches_whole_ids_and_single_parts(tmp_path: Path) -> None:
+    cells = read_matrix(write_project(tmp_path)).cells
+    assert len(select(cells, only=("vllm-0.10.2",), everything=False)) == 2
+    assert len(select(cells, only=("lm-fp8/modelopt-0.47*",), everything=False)) == 2
+    assert [c.id for c in select(cells, only=(), everything=False)] == [
+        "lm-fp8/modelopt-0.41.0/tiny/vllm-0.10.2"
+    ]
+    assert len(select(cells, only=(), everything=True)) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("scope: [language_model]", "scope: [audio]", "scope"),
+        ("scope: [language_model]", "scope: []", "scope"),
+        ("scope: [language_model]", "scope: [vision, vision]", "names a part twice"),
+        ("attention: [language_model]", "attention: []", "`attention` names parts exactly when"),
+        ("modality: text", "modality: smell", "modality"),
+        ("format: fp8\nkv", "format: fp9\nkv", "format"),
+        ("description:", "id: x\ndescription:", "a recipe's id is its file name"),
+        ("https://", "ftp://", "link"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in RECIPE
+    path = write_project(tmp_path)
+    recipe = tmp_path / "recipes" / "lm-fp8.yaml"
+    recipe.write_text(RECIPE.replace(old, new, 1))
+    with pytest.raises(FileFormatError, match=r"lm-fp8\.yaml:") as caught:
+        read_matrix(path)
+    assert says in str(caught.value)
+
+
+def test_the_shipped_matrix_keeps_its_promises() -> None:
+    matrix = read_matrix(ROOT / "matrix.yaml")
+    default = select(matrix.cells, only=(), everything=False)
+    serve = [e.vllm for e in matrix.file.serve]
+    chosen = {c.serve.vllm for c in default}
+    assert len(chosen) >= 6
+    assert {serve[0], serve[-1]} <= chosen
+    assert len({c.quantize.modelopt for c in default}) >= 2
+    assert {c.recipe.id for c in default} == set(matrix.recipes)
