@@ -1,0 +1,256 @@
+"""One safetensors file: its header, the values of small tensors, and writing.
+
+The rules are those of the format (https://github.com/huggingface/safetensors#format): what its own
+reader refuses is refused here too, with a sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+BITS: Mapping[str, int] = MappingProxyType(
+    {
+        "F64": 64, "I64": 64, "U64": 64, "C64": 64,
+        "F32": 32, "I32": 32, "U32": 32,
+        "BF16": 16, "F16": 16, "I16": 16, "U16": 16,
+        "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
+        "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    }
+)  # fmt: skip
+"""Bits of one element, by the format's name for the type."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit (``MAX_HEADER_SIZE`` in safetensors)."""
+
+MAX_VALUES = 65_536
+"""Most elements that :func:`values` decodes: it is for scales and biases, not for weights."""
+
+
+class NotACheckpoint(Exception):
+    """A folder or file that is no checkpoint: which file, what is wrong, what to do."""
+
+    def __init__(self, file: Path, problem: str, mend: str) -> None:
+        """Say all three in one sentence."""
+        super().__init__(f"{file}: {problem}; {mend}")
+        self.file = file
+        self.problem = problem
+        self.mend = mend
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One header entry; the bytes are ``file[start:end]``, counted from the file's first."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """How many elements; 1 for a scalar (shape ``()``)."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return self.end - self.start
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Read the tensors that one safetensors file declares, in the order of their data.
+
+    Raises:
+        NotACheckpoint: the file is missing, cut short, or breaks a rule of the format.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            prefix = stream.read(8)
+            length = int.from_bytes(prefix, "little") if len(prefix) == 8 else -1
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                _malformed(file, f"its header length is {length}, its size {size} bytes")
+            raw = stream.read(length)
+    except OSError as error:
+        raise NotACheckpoint(
+            file, f"cannot be read ({error.strerror})", "put the file back, or fix its permissions"
+        ) from error
+    entries = parse_object(file, raw, "copy the file again")
+    _check_metadata(file, entries.pop("__metadata__", None))
+    begin = 8 + length
+    found = [_parse_entry(file, begin, name, entry) for name, entry in entries.items()]
+    found.sort(key=lambda tensor: (tensor.start, tensor.end))
+    _check_layout(file, found, begin, size)
+    return {tensor.name: tensor for tensor in found}
+
+
+def read_bytes(tensor: Tensor) -> bytes:
+    """Read the bytes of one tensor, little-endian as they lie in the file.
+
+    Raises:
+        NotACheckpoint: the file has become shorter than its header says, or cannot be read.
+    """
+    try:
+        with tensor.file.open("rb") as stream:
+            stream.seek(tensor.start)
+            data = stream.read(tensor.nbytes)
+    except OSError as error:
+        raise NotACheckpoint(
+            tensor.file, f"cannot be read ({error.strerror})", "put the file back"
+        ) from error
+    if len(data) != tensor.nbytes:
+        _malformed(tensor.file, f"it ends inside the data of {tensor.name!r}")
+    return data
+
+
+def values(tensor: Tensor) -> tuple[float, ...]:
+    """Decode a small floating-point tensor, row-major.
+
+    Raises:
+        ValueError: the type is not F64, F32, BF16, F16, F8_E4M3 or F8_E5M2, or there are more than
+            :data:`MAX_VALUES` elements.
+        NotACheckpoint: the file cannot be read.
+    """
+    count = tensor.elements
+    if count > MAX_VALUES:
+        raise ValueError(f"{tensor.name} has {count} elements; values() is for small tensors")
+    data = read_bytes(tensor)
+    match tensor.dtype:
+        case "F64":
+            return struct.unpack(f"<{count}d", data)
+        case "F32":
+            return struct.unpack(f"<{count}f", data)
+        case "F16":
+            return struct.unpack(f"<{count}e", data)
+        case "BF16":
+            # BF16 is the upper half of an F32, F8_E5M2 that of an F16.
+            wide = b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2))
+            return struct.unpack(f"<{count}f", wide)
+        case "F8_E5M2":
+            return struct.unpack(f"<{count}e", b"".join(bytes((0, byte)) for byte in data))
+        case "F8_E4M3":
+            return tuple(map(_decode_e4m3, data))
+        case other:
+            raise ValueError(f"{tensor.name} is {other}, no floating-point type of a scale")
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Iterable[tuple[str, str, Sequence[int], bytes | memoryview]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write ``(name, dtype, shape, little-endian bytes)`` as one file, whole or not at all.
+
+    Data is ordered by element size and then by name, as the reference writer does: every tensor is
+    aligned to its element, and equal tensors give equal bytes.
+
+    Raises:
+        ValueError: a name occurs twice or is reserved, a type is unknown, or bytes and shape
+            disagree.
+    """
+    ordered = sorted(tensors, key=lambda item: (-BITS.get(item[1], 0), item[0]))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, dtype, shape, data in ordered:
+        if name in header or name == "__metadata__":
+            raise ValueError(f"tensor name {name!r} occurs twice or is reserved")
+        if dtype not in BITS or math.prod(shape) * BITS[dtype] != len(data) * 8:
+            raise ValueError(f"{name}: {len(data)} bytes are not {dtype} of shape {list(shape)}")
+        end = offset + len(data)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for _, _, _, data in ordered:
+            stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def parse_object(file: Path, raw: bytes, mend: str) -> dict[str, Any]:
+    """Parse JSON text that must be one object, without a key that occurs twice.
+
+    Raises:
+        NotACheckpoint: it is not.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name occurs twice in one object")
+        return found
+
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise NotACheckpoint(file, f"is not valid JSON ({error})", mend) from error
+    if not isinstance(value, dict):
+        raise NotACheckpoint(file, f"holds a JSON {type(value).__name__}, not an object", mend)
+    return value
+
+
+def _malformed(file: Path, problem: str) -> NoReturn:
+    raise NotACheckpoint(file, problem, "the file is damaged or not safetensors: copy it again")
+
+
+def _check_metadata(file: Path, metadata: object) -> None:
+    texts = {} if metadata is None else metadata
+    if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()):
+        _malformed(file, "its __metadata__ is not text to text")
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _parse_entry(file: Path, begin: int, name: str, entry: object) -> Tensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": shape, "data_offsets": [int(), int()] as offsets} if _is_sizes(
+            shape
+        ) and _is_sizes(offsets):
+            pass
+        case _:
+            _malformed(file, f"the header entry of {name!r} is not dtype, shape and data_offsets")
+    if dtype not in BITS:
+        _malformed(file, f"{name!r} has the unknown type {dtype!r}")
+    start, end = offsets
+    if math.prod(shape) * BITS[dtype] != (end - start) * 8:
+        _malformed(file, f"{name!r} is {dtype} of shape {shape} in {end - start} bytes")
+    return Tensor(name=name, dtype=dtype, shape=tuple(shape), file=file, start=begin + start, end=begin + end)
+
+
+def _check_layout(file: Path, tensors: Iterable[Tensor], begin: int, size: int) -> None:
+    """Data must follow each other without overlap or hole, up to the end of the file."""
+    position = begin
+    for tensor in tensors:
+        if tensor.start != position:
+            problem = "overlaps the data before it" if tensor.start < position else "follows a hole"
+            _malformed(file, f"the data of {tensor.name!r} {problem}")
+        position = tensor.end
+    if position != size:
+        _malformed(file, f"its tensors end at byte {position}, the file at {size}")
+
+
+def _decode_e4m3(byte: int) -> float:
+    """The "FN" variant: bias 7, no infinities, one NaN for each sign."""
+    sign = -1.0 if byte & 0x80 else 1.0
+    exponent, mantissa = (byte >> 3) & 0xF, byte & 0x7
+    if byte & 0x7F == 0x7F:
+        return math.nan
+    if exponent == 0:
+        return sign * mantissa * 2.0**-9
+    return sign * (8 + mantissa) * 2.0 ** (exponent - 10)

@@ -1,0 +1,81 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvlfp8 import quantization
+from qvlfp8.quantization import Scheme, UnknownQuantization, excludes
+from tests.unit import checkpoints
+
+PRODUCER = {"name": "modelopt", "version": "0.47.0"}
+
+json_values = st.recursive(
+    st.sampled_from([None, True, 8, "FP8", "modelopt", "float"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["quant_algo", "ignore", "num_bits", "type", "kv_cache_scheme"]), inner
+        )
+    ),
+    max_leaves=5,
+)
+
+
+def test_both_forms_mean_the_same() -> None:
+    separate = {
+        "producer": PRODUCER,
+        "quantization": {
+            "quant_algo": "FP8",
+            "kv_cache_quant_algo": "FP8",
+            "exclude_modules": ["lm_head"],
+        },
+    }
+    inline = checkpoints.inline_quantization(("lm_head",)) | {"producer": PRODUCER}
+    expected = Scheme(fp8=True, kv_fp8=True, exclusions=("lm_head",), producer=PRODUCER)
+    assert quantization.read(separate) == quantization.read(inline) == expected
+
+
+def test_no_configuration_is_no_quantization() -> None:
+    assert quantization.read(None) == Scheme()
+
+
+@pytest.mark.parametrize("cache", [{}, {"kv_cache_quant_algo": None}, {"kv_cache_scheme": None}])
+def test_no_fp8_cache(cache: dict[str, Any]) -> None:
+    assert not quantization.read({"quant_algo": "FP8"} | cache).kv_fp8
+
+
+@pytest.mark.parametrize(
+    ("pattern", "module", "named"),
+    [
+        ("visual*", "visual.blocks.0.attn.qkv", True),
+        ("model.visual*", "visual.blocks.0.attn.qkv", True),
+        ("visual", "visual.blocks.0.attn.qkv", True),
+        ("visual", "visual", True),
+        ("*mlp*", "model.layers.0.mlp.up_proj", True),
+        ("model.language_model.layers.0.*", "model.layers.0.mlp.up_proj", True),
+        ("language_model*", "model.layers.0.mlp.up_proj", True),
+        ("lm_head", "lm_head", True),
+        ("model.layers.visual*", "visual.blocks.0.attn.qkv", False),
+        ("model.layers.1", "model.layers.10.mlp.up_proj", False),
+        ("vis", "visual.blocks.0.attn.qkv", False),
+        ("LM_HEAD", "lm_head", False),
+    ],
+)
+def test_what_a_pattern_names(pattern: str, module: str, named: bool) -> None:
+    assert excludes([pattern], module) is named
+    assert excludes(["other", pattern], module) is named
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["quant_method", "quant_algo", "quantization", "ignore", "producer"]),
+        json_values,
+    )
+)
+def test_no_configuration_breaks_the_reading(config: dict[str, Any]) -> None:
+    try:
+        scheme = quantization.read(config)
+    except UnknownQuantization:
+        return
+    assert all(isinstance(pattern, str) for pattern in scheme.exclusions)
