@@ -1,0 +1,223 @@
+"""The quantize worker: real ModelOpt turns a model and a recipe into a checkpoint.
+
+Load, calibrate with a forward loop through the whole model, check on the live model that the recipe
+was honoured, export. The checkpoint gets its name only when it is complete. On one machine the same
+inputs and seed give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qvlfp8 import checkpoint, structure
+from qvlfp8.quant_cfg import NotExpressibleError, Recipe, quant_cfg
+from qvlfp8.worker import audit, calibration
+from qvlfp8.worker.protocol import Refused
+
+CHECKPOINT = "checkpoint"
+"""Name of the folder, below a job's output folder, that holds the result."""
+
+# What a server needs beside tensors and config.json, and what ModelOpt does not write.
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.*",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+_FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+
+
+def prepare(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Import what every job needs and say the versions; starts no CUDA, which survives no fork."""
+    del jobs  # all need the same
+    # is_available() then asks the driver's library instead of starting CUDA.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    # A small model on a busy machine spends most of its time in threads that spin at barriers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import modelopt
+    import modelopt.torch.export
+    import modelopt.torch.quantization
+    import torch
+    import transformers
+
+    # Lazy modules: naming a class is what imports it.
+    _ = transformers.AutoTokenizer, transformers.Qwen2_5_VLForConditionalGeneration
+    calibration.image_processor_class()
+    return {
+        "modelopt": modelopt.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": _device(),
+    }
+
+
+def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Quantize ``params["model"]`` by ``params["recipe"]`` into ``out/checkpoint``.
+
+    Args:
+        params: ``model`` (a folder's absolute path, or a Hugging Face id), ``recipe`` (a
+            :class:`~qvlfp8.quant_cfg.Recipe`) and ``seed``.
+        out: an existing folder.
+
+    Returns:
+        What was done: modules and attentions by part, calibration in conversations, images and
+        tokens, wall seconds, tensors written, and the configuration that ModelOpt was given.
+
+    Raises:
+        Refused: ``model-unavailable``, ``not-a-checkpoint``, ``unknown-model``,
+            ``already-quantized``, ``recipe-not-expressible``, ``recipe-matches-no-module`` or
+            ``recipe-not-honoured``.
+    """
+    import modelopt
+    import torch
+
+    recipe: Recipe = params["recipe"]
+    source = _source(params["model"])
+    torch.manual_seed(params["seed"])
+    seconds: dict[str, float] = {}
+    with _clock(seconds, "load"):
+        model = _load(source)
+        samples = calibration.prepare_batches(source, model, recipe["calibration"])
+    prefixes = audit.part_prefixes(model)
+    try:
+        config = quant_cfg(recipe, modelopt.__version__, prefixes)
+    except NotExpressibleError as error:
+        raise Refused("recipe-not-expressible", f"recipe {recipe['id']}: {error}") from error
+    with _clock(seconds, "quantize"):
+        _quantize(model, config, samples)
+    found = audit.check(model, recipe, prefixes)
+    with _clock(seconds, "export"):
+        names = _export(model, source, out / CHECKPOINT)
+    return {
+        "modules": found.modules,
+        "kv_attention": found.kv_attention,
+        "calibration": {
+            "modality": recipe["calibration"]["modality"],
+            "samples": len(samples.batches),
+            "images": samples.images,
+            "tokens": samples.tokens,
+        },
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name() if _device() == "cuda" else "cpu",
+        "tensors": len(names),
+        "stray_scales": [name for name in names if _is_stray(name)],
+        "quant_cfg": config,
+    }
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - started, 3)
+
+
+def _source(model: str) -> Path:
+    """The model's folder, downloaded if need be, once it is known to hold a plain Qwen2.5-VL."""
+    folder = Path(model) if Path(model).is_absolute() else _download(model)
+    try:
+        found = checkpoint.read(folder)
+        structure.from_config(found.config)
+    except checkpoint.NotACheckpoint as error:
+        raise Refused("not-a-checkpoint", str(error)) from error
+    except structure.UnknownModel as error:
+        raise Refused("unknown-model", f"{folder}: {error}") from error
+    # modelopt_state.pth is a pickle: ModelOpt would restore, and so execute, it.
+    if found.quantization is not None or (folder / "modelopt_state.pth").exists():
+        raise Refused("already-quantized", f"{folder} is quantized already; give the original")
+    return folder
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_FROM_HUB))
+    except (OSError, ValueError) as error:
+        raise Refused(
+            "model-unavailable", f"{model} is no absolute path, and no model to be had: {error}"
+        ) from error
+
+
+def _load(source: Path) -> Any:
+    """The model in BF16 on the device, every one of its tensors read from the checkpoint."""
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        source,
+        dtype=torch.bfloat16,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported in info, and refused below
+    )
+    if wrong := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
+        details = "; ".join(f"{len(n)} {kind} (first: {n[0]})" for kind, n in sorted(wrong.items()))
+        raise Refused("not-a-checkpoint", f"{source} does not fit its config.json: {details}")
+    return model.eval().to(_device())
+
+
+def _quantize(model: Any, config: dict[str, Any], samples: calibration.Batches) -> None:
+    import modelopt.torch.quantization as mtq
+    import torch
+
+    def forward_loop(whole_model: Any) -> None:
+        for batch in samples.batches:
+            whole_model(**batch, use_cache=False)
+
+    with torch.no_grad():
+        mtq.quantize(model, config, forward_loop)
+
+
+def _export(model: Any, source: Path, target: Path) -> list[str]:
+    """Write the checkpoint whole or not at all; the sorted names of its tensors."""
+    import torch
+    from modelopt.torch.export import export_hf_checkpoint
+
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with torch.inference_mode():
+            export_hf_checkpoint(model, export_dir=partial)
+        _copy_companions(source, partial)
+        names = list(checkpoint.read(partial).tensors)
+        for file in partial.iterdir():
+            file.chmod(0o644)  # safetensors writes 0600, which another user could not serve
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return names
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    for pattern in _COMPANIONS:
+        for file in source.glob(pattern):
+            if file.is_file() and not (target / file.name).exists():
+                shutil.copyfile(file, target / file.name)
+
+
+def _is_stray(name: str) -> bool:
+    """Whether a tensor is a key or value scale of the vision part, where there is no cache."""
+    vision = structure.part_of(structure.canonical(name)) == "vision"
+    return vision and name.endswith((".k_scale", ".v_scale"))
