@@ -1,0 +1,286 @@
+"""Does a checkpoint hold what its own configuration declares, and what its recipe asked for?
+
+Each ``check_…`` looks at one thing and yields problems; none of them decides by raising. Names in a
+problem are those of the file; what is missing is named canonically (:mod:`qvlfp8.structure`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from qvlfp8.checkpoint import Checkpoint, Tensor, values
+from qvlfp8.quantization import Scheme, excludes
+from qvlfp8.structure import Linear, Part, Structure, canonical, part_of
+
+Finding = Literal[
+    "config-contradicts-tensors",
+    "dtype-mismatch",
+    "file-missing",
+    "missing-tensor",
+    "quantized-outside-scope",
+    "scale-missing",
+    "scale-not-finite",
+    "scale-not-positive",
+    "scope-not-quantized",
+    "shape-mismatch",
+    "stray-vision-kv-scale",
+    "unexpected-tensor",
+]
+
+FP8 = "F8_E4M3"
+SCALES = ("weight_scale", "input_scale")
+KV_SCALES = ("k_proj.k_scale", "v_proj.v_scale")
+
+_DTYPES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong: a finding's id, the tensor, module or file, and a sentence."""
+
+    finding: Finding
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint with its structure and quantization scheme, its tensors by canonical name."""
+
+    checkpoint: Checkpoint
+    model: Structure
+    scheme: Scheme
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by canonical name; of two spellings of one name the first counts."""
+        named: dict[str, Tensor] = {}
+        for name, tensor in self.checkpoint.tensors.items():
+            named.setdefault(canonical(name), tensor)
+        return named
+
+    @cached_property
+    def dtype(self) -> str:
+        """The type of everything that is not quantized, as config.json declares it."""
+        config = self.checkpoint.config
+        return _DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), "BF16")
+
+    def is_fp8(self, linear: Linear) -> bool:
+        """Whether the module's weight really is FP8."""
+        weight = self.tensors.get(f"{linear.name}.weight")
+        return weight is not None and weight.dtype == FP8
+
+    def declared_fp8(self, linear: Linear) -> bool:
+        """Whether the configuration says that the module is FP8."""
+        return self.scheme.fp8 and not excludes(self.scheme.exclusions, linear.name)
+
+    def quantized(self, part: Part) -> tuple[list[str], list[str]]:
+        """Give the part's linear modules in FP8, and those that are not."""
+        linears = [linear for linear in self.model.linears.values() if linear.part == part]
+        return (
+            [linear.name for linear in linears if self.is_fp8(linear)],
+            [linear.name for linear in linears if not self.is_fp8(linear)],
+        )
+
+    def kv_scales(self, part: Part) -> list[str]:
+        """Give the part's key and value cache scales, by canonical name."""
+        return [
+            name for name in self.tensors if name.endswith((".k_scale", ".v_scale")) and part_of(name) == part
+        ]
+
+
+def check_all(case: Case, recipe: Mapping[str, Any] | None) -> Iterator[Problem]:
+    """Run every check; with a recipe also those against its scope."""
+    yield from check_files(case.checkpoint)
+    yield from check_structure(case)
+    yield from check_linears(case)
+    yield from check_kv_scales(case, calibrated=recipe is not None)
+    yield from check_scale_values(case)
+    yield from check_foreign(case)
+    if recipe is not None:
+        yield from check_scope(case, recipe)
+
+
+def check_files(checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Check the files besides the weights that vLLM reads to serve pictures and chat."""
+    root = checkpoint.root
+    # A name to report, and the sets of files of which one must be whole.
+    alternatives = {
+        "tokenizer_config.json": [["tokenizer_config.json"]],
+        "tokenizer.json": [["tokenizer.json"], ["vocab.json", "merges.txt"]],
+        "preprocessor_config.json": [["preprocessor_config.json"]],
+        "chat_template.jinja": [["chat_template.jinja"], ["chat_template.json"]],
+    }
+    for name, choices in alternatives.items():
+        if any(all((root / file).is_file() for file in files) for files in choices):
+            continue
+        if name == "chat_template.jinja" and _mentions_template(checkpoint):
+            continue
+        yield Problem(
+            finding="file-missing",
+            subject=name,
+            detail="copy it from the model that was quantized; vLLM needs it to serve",
+        )
+
+
+def _mentions_template(checkpoint: Checkpoint) -> bool:
+    """Older transformers keep the template inside tokenizer_config.json."""
+    file = checkpoint.root / "tokenizer_config.json"
+    return file.is_file() and b'"chat_template"' in file.read_bytes()
+
+
+def check_structure(case: Case) -> Iterator[Problem]:
+    """Check that every tensor of the model is there, in its shape and, unless FP8, its type."""
+    for name, shape in case.model.shapes.items():
+        tensor = case.tensors.get(name)
+        if tensor is None:
+            if name not in case.model.optional:
+                yield Problem(finding="missing-tensor", subject=name, detail=f"{list(shape)} is expected")
+            continue
+        if tensor.shape != shape:
+            yield _wrong_shape(tensor, f"{list(shape)} is expected")
+        is_weight = name.removesuffix(".weight") in case.model.linears
+        if tensor.dtype != case.dtype and not (is_weight and tensor.dtype == FP8):
+            yield _wrong_dtype(tensor, case.dtype)
+
+
+def check_linears(case: Case) -> Iterator[Problem]:
+    """Check that configuration, weight and scales of every linear module agree."""
+    for linear in case.model.linears.values():
+        weight = case.tensors.get(f"{linear.name}.weight")
+        if weight is None:
+            continue
+        fp8, declared = case.is_fp8(linear), case.declared_fp8(linear)
+        if fp8 != declared:
+            says = "quantizes the module" if declared else "leaves the module unquantized"
+            yield Problem(
+                finding="config-contradicts-tensors",
+                subject=weight.name,
+                detail=f"the configuration {says}, the weight is {weight.dtype}",
+            )
+        for scale in SCALES:
+            found = case.tensors.get(f"{linear.name}.{scale}")
+            if fp8 and found is None:
+                yield _missing_scale(f"{linear.name}.{scale}", "the weight is FP8")
+            if not fp8 and found is not None:
+                yield Problem(
+                    finding="unexpected-tensor",
+                    subject=found.name,
+                    detail=f"a scale, but the weight is {weight.dtype}",
+                )
+
+
+def check_kv_scales(case: Case, *, calibrated: bool) -> Iterator[Problem]:
+    """Check that the KV scales of the language model are all there, or none if there may be none.
+
+    ModelOpt writes no scale for a quantizer with a constant range; vLLM then takes 1.0. So an FP8
+    cache without any scale is sound unless ``calibrated`` says that the recipe measured them.
+    """
+    found = case.kv_scales("language_model")
+    if not case.scheme.kv_fp8:
+        for name in found:
+            yield Problem(
+                finding="config-contradicts-tensors",
+                subject=case.tensors[name].name,
+                detail="a KV cache scale, but the configuration has no FP8 KV cache",
+            )
+    elif found or calibrated:
+        for name in expected_kv_scales(case.model):
+            if name not in case.tensors:
+                yield _missing_scale(name, "the configuration has an FP8 KV cache")
+
+
+def expected_kv_scales(model: Structure) -> list[str]:
+    """Give the canonical names of all KV cache scales of the language model."""
+    return [f"{attention}.{scale}" for attention in model.attentions for scale in KV_SCALES]
+
+
+def check_scale_values(case: Case) -> Iterator[Problem]:
+    """Check that scales are F32 and of one element, finite and above zero."""
+    for name, tensor in case.tensors.items():
+        if not name.endswith("_scale"):
+            continue
+        if tensor.dtype != "F32":
+            yield _wrong_dtype(tensor, "F32")
+        elif tensor.shape not in {(), (1,)}:
+            yield _wrong_shape(tensor, "a scale has one element")
+        else:
+            yield from _check_value(tensor, values(tensor)[0])
+
+
+def _check_value(tensor: Tensor, value: float) -> Iterator[Problem]:
+    if not math.isfinite(value):
+        yield Problem(finding="scale-not-finite", subject=tensor.name, detail=f"it is {value}")
+    elif value <= 0:
+        yield Problem(finding="scale-not-positive", subject=tensor.name, detail=f"it is {value}")
+
+
+def check_foreign(case: Case) -> Iterator[Problem]:
+    """Check that every tensor belongs to a module, and no module has a tensor twice."""
+    known = set(case.model.shapes) | set(expected_kv_scales(case.model))
+    known.update(f"{linear}.{scale}" for linear in case.model.linears for scale in SCALES)
+    vision_scales = set(case.kv_scales("vision"))
+    for name, tensor in case.checkpoint.tensors.items():
+        if case.tensors[canonical(name)] is not tensor:
+            yield Problem(
+                finding="unexpected-tensor",
+                subject=name,
+                detail=f"{case.tensors[canonical(name)].name} is the same in another spelling",
+            )
+        elif canonical(name) in vision_scales:
+            yield Problem(
+                finding="stray-vision-kv-scale",
+                subject=name,
+                detail="the vision tower has no KV cache; vLLM has no parameter for it",
+            )
+        elif canonical(name) not in known:
+            yield Problem(finding="unexpected-tensor", subject=name, detail="no module has such a tensor")
+
+
+def check_scope(case: Case, recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check that what the recipe names is quantized, and nothing else."""
+    parts: tuple[Part, ...] = ("language_model", "vision", "head")
+    for part in parts:
+        fp8, unquantized = case.quantized(part)
+        total = len(fp8) + len(unquantized)
+        if part in recipe["scope"]:
+            yield from _outside("scope-not-quantized", part, unquantized, total, "are not FP8")
+        else:
+            yield from _outside("quantized-outside-scope", part, fp8, total, "are FP8")
+    wanted = recipe["kv_cache"]["format"] == "fp8"
+    if wanted != case.scheme.kv_fp8:
+        yield Problem(
+            finding="scope-not-quantized" if wanted else "quantized-outside-scope",
+            subject="kv_cache",
+            detail=f"the recipe says {recipe['kv_cache']['format']}, the configuration does not",
+        )
+
+
+def _outside(finding: Finding, part: Part, modules: list[str], total: int, what: str) -> Iterator[Problem]:
+    if modules:
+        detail = f"{len(modules)} of {total} linear modules {what}, {modules[0]} first"
+        yield Problem(finding=finding, subject=part, detail=detail)
+
+
+def _missing_scale(name: str, why: str) -> Problem:
+    return Problem(finding="scale-missing", subject=name, detail=f"{why}, its scale is not there")
+
+
+def _wrong_dtype(tensor: Tensor, expected: str) -> Problem:
+    return Problem(
+        finding="dtype-mismatch",
+        subject=tensor.name,
+        detail=f"it is {tensor.dtype}, {expected} is expected",
+    )
+
+
+def _wrong_shape(tensor: Tensor, expected: str) -> Problem:
+    return Problem(
+        finding="shape-mismatch",
+        subject=tensor.name,
+        detail=f"it is {list(tensor.shape)}; {expected}",
+    )

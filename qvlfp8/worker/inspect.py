@@ -1,0 +1,80 @@
+"""Worker ``inspect``: hold a checkpoint against its own configuration, and against its recipe.
+
+Needs no package at all, so it runs in any environment. It reads headers and scales only, and all
+bytes once for the digest. What is wrong with a checkpoint is measured, never raised.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qvlfp8 import checkpoint, quantization, structure
+from qvlfp8.conformance import Case, check_all, expected_kv_scales
+from qvlfp8.structure import Part
+from qvlfp8.worker.protocol import Refused
+
+MOST_PROBLEMS = 50
+"""Problems listed in a result; ``counts`` covers all of them."""
+
+
+def prepare(jobs: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: ARG001  (the worker protocol)
+    """Nothing to import: only the interpreter is a fact."""
+    return {"python": platform.python_version()}
+
+
+def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:  # noqa: ARG001
+    """Inspect ``params["checkpoint"]``, with ``params["recipe"]`` (or None) as the intention.
+
+    Raises:
+        Refused: ``not-a-checkpoint``, ``unknown-model`` or ``unknown-quantization``.
+    """
+    root = Path(params["checkpoint"])
+    try:
+        held = checkpoint.read(root)
+        case = Case(held, structure.from_config(held.config), quantization.read(held.quantization))
+        problems = list(check_all(case, params["recipe"]))
+        digest = checkpoint.folder_digest(root)
+    except checkpoint.NotACheckpoint as error:
+        raise Refused("not-a-checkpoint", str(error)) from error
+    except structure.UnknownModel as error:
+        raise Refused("unknown-model", f"{root}: {error}") from error
+    except quantization.UnknownQuantization as error:
+        raise Refused("unknown-quantization", f"{root}: {error}") from error
+    return _describe(case) | {
+        "problems": [asdict(problem) for problem in problems[:MOST_PROBLEMS]],
+        "counts": dict(Counter(problem.finding for problem in problems)),
+        "digest": digest,
+    }
+
+
+def _describe(case: Case) -> dict[str, Any]:
+    held, scheme = case.checkpoint, case.scheme
+    parts: tuple[Part, ...] = ("vision", "language_model")
+    modules = {name.removesuffix(".weight") for name in case.model.shapes}
+    return {
+        "producer": dict(scheme.producer),
+        "config_source": held.quantization_source,
+        "exclusions": list(scheme.exclusions),
+        "exclusions_without_effect": [
+            pattern
+            for pattern in scheme.exclusions
+            if not any(quantization.excludes([pattern], module) for module in modules)
+        ],
+        "scope_quantized": {part: _share(*case.quantized(part)) for part in parts},
+        "kv_scales": {
+            "config": "fp8" if scheme.kv_fp8 else "none",
+            "expected": len(expected_kv_scales(case.model)) if scheme.kv_fp8 else 0,
+            **{part: len(case.kv_scales(part)) for part in parts},
+        },
+        "tensors": len(held.tensors),
+        "bytes": held.nbytes,
+    }
+
+
+def _share(quantized: list[str], unquantized: list[str]) -> list[int]:
+    return [len(quantized), len(quantized) + len(unquantized)]
