@@ -1,0 +1,214 @@
+"""uv: resolving locks and filling virtual environments from them.
+
+uv does not read pip's settings, while a user's mirror is often named in them alone; what pip's
+environment variables say is passed on. torch comes as a CPU wheel: from a local folder of
+``PIP_FIND_LINKS`` or ``UV_FIND_LINKS`` that has it, else from PyTorch's own CPU index, which uv knows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from qvlfp8.engine.process import Processes
+from qvlfp8.errors import (
+    BuildError,
+    IndexUnreachableError,
+    LockError,
+    PackageMissingError,
+    QvlError,
+    StoreWriteError,
+)
+from qvlfp8.locks import Lock, Request
+
+BUILT_FROM_SOURCE = "vllm"
+"""The one package that is built, from its official source distribution and without compiled code."""
+
+_SOURCE_FLAGS = (
+    "--no-build-isolation-package",
+    BUILT_FROM_SOURCE,
+    "--no-binary",
+    BUILT_FROM_SOURCE,
+    # Part of uv's cache key: a build without compiled code must never be taken for the real one.
+    "--config-settings-package",
+    f"{BUILT_FROM_SOURCE}:qvlfp8=without-compiled-code",
+)
+
+_PASSED_ON = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+    "PIP_CERT": "SSL_CERT_FILE",
+}
+
+_UNREACHABLE = (
+    "error sending request",
+    "Failed to fetch",
+    "network connectivity is disabled",
+    "dns error",
+)
+_MISSING = ("there is no version of", "was not found in the", "Hash mismatch", "has no wheels with")
+_DISK = (
+    "No space left on device",
+    "Read-only file system",
+    "Permission denied",
+    "Disk quota exceeded",
+)
+
+
+def find_uv() -> str:
+    """uv's program: beside this Python (as an installed dependency has it), or on PATH.
+
+    Raises:
+        BuildError: it is not there.
+    """
+    beside = Path(sys.executable).with_name("uv")
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    if found is None:
+        raise BuildError("uv is not installed", mend='pip install "nox[uv]"')
+    return found
+
+
+def find_links(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The places beside the index where packages may lie, as pip's variable names them."""
+    return tuple(environment.get("PIP_FIND_LINKS", "").split())
+
+
+def torch_source(torch: str, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """uv's flags that say where the CPU build of torch comes from."""
+    places = (*find_links(environment), *environment.get("UV_FIND_LINKS", "").split(","))
+    wheel = f"torch-{torch}-*.whl"
+    local = any(p and "://" not in p and any(Path(p).glob(wheel)) for p in places)
+    return () if local else ("--torch-backend", "cpu")
+
+
+def uv_environment(environment: Mapping[str, str], **extra: str) -> dict[str, str]:
+    """The caller's environment, pip's settings translated, and ``extra``."""
+    translated = {
+        theirs: environment[ours]
+        for ours, theirs in _PASSED_ON.items()
+        if environment.get(ours) and theirs not in environment
+    }
+    kept = {k: v for k, v in environment.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}}
+    return {**kept, **translated, **extra}
+
+
+class Uv:
+    """The few uv commands that the project uses; each is shown before it runs."""
+
+    def __init__(self, processes: Processes, *, torch: str) -> None:
+        self._processes = processes
+        self._uv = find_uv()
+        links = find_links(os.environ)
+        self._links = tuple(part for link in links for part in ("--find-links", link))
+        self._torch = torch_source(torch, os.environ)
+
+    def compile(self, asked: Request, target: Path, *, builder: Path, scratch: Path) -> None:
+        """Resolve a request into a hash-locked file at ``target``.
+
+        Args:
+            builder: the interpreter that vLLM's metadata may be built with.
+            scratch: a folder for the resolver's input files and log.
+
+        Raises:
+            LockError: it does not resolve; the message has uv's reason.
+            IndexUnreachableError: the index does not answer.
+        """
+        files = {"requires": asked.requires, "override": asked.override, "exclude": asked.exclude}
+        for name, lines in files.items():
+            (scratch / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        made = scratch / "lock.txt"
+        try:
+            self._run(
+                "pip", "compile", "--quiet", "--no-header", "--generate-hashes",
+                "--python", str(builder), "--python-version", asked.python,
+                "--python-platform", asked.platform, "--exclude-newer", asked.exclude_newer,
+                *_SOURCE_FLAGS, *self._torch, *self._links,
+                "--overrides", str(scratch / "override"), "--excludes", str(scratch / "exclude"),
+                "--output-file", str(made), str(scratch / "requires"),
+                log=scratch / "log.txt", vllm=_vllm_version(asked.requires),
+            )  # fmt: skip
+        except PackageMissingError as error:
+            raise LockError(f"{asked.environment} does not resolve: {error.problem}") from None
+        text = re.sub(r"(?m)^\s+# via.*\n(\s+#\s.*\n)*", "", made.read_text(encoding="utf-8"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(asked.header() + text, encoding="utf-8")
+
+    def create(self, folder: Path, *, python: str, log: Path) -> None:
+        """Make an empty virtual environment; uv finds that Python, or downloads it.
+
+        Raises:
+            QvlError: as for :meth:`sync`.
+        """
+        self._run("venv", "--quiet", "--clear", "--python", python, str(folder), log=log)
+
+    def sync(self, folder: Path, lock: Lock, *, log: Path) -> None:
+        """Install exactly the lock; what must be built is built last, with what the lock pinned for it.
+
+        Raises:
+            IndexUnreachableError: the index does not answer.
+            PackageMissingError: it has not got a pinned version, or another file under its name.
+            StoreWriteError: the disk refuses.
+            BuildError: anything else that uv says.
+        """
+        wheels, source = split_lock(lock.path.read_text(encoding="utf-8"))
+        folder.mkdir(parents=True, exist_ok=True)
+        target = ("--python", str(folder / "bin" / "python"), "--quiet", "--require-hashes")
+        plain = folder / "lock.txt"
+        plain.write_text(wheels, encoding="utf-8")
+        self._run("pip", "sync", *target, *self._torch, *self._links, str(plain), log=log)
+        if source:
+            built = folder / "lock-source.txt"
+            built.write_text(source, encoding="utf-8")
+            self._run(
+                "pip", "install", *target, "--no-deps", *_SOURCE_FLAGS, "--requirements", str(built),
+                log=log, vllm=lock.versions()[BUILT_FROM_SOURCE],
+            )  # fmt: skip
+
+    def _run(self, *arguments: str, log: Path, vllm: str | None = None) -> None:
+        extra = {}
+        if vllm is not None:
+            extra = {"VLLM_TARGET_DEVICE": "empty", "SETUPTOOLS_SCM_PRETEND_VERSION": vllm}
+        environment = uv_environment(os.environ, **extra)
+        start = log.stat().st_size if log.exists() else 0
+        ended = self._processes.run([self._uv, *arguments], environment=environment, log=log)
+        if ended.code != 0:
+            said = log.read_bytes()[start:].decode(errors="replace")
+            raise understand(said, ended.code)
+
+
+def understand(said: str, code: int) -> QvlError:
+    """What uv's words mean: the class says whose fault it is, the message keeps the decisive lines."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    start = next((i for i, line in enumerate(lines) if line.startswith("error:")), max(0, len(lines) - 6))
+    decisive = " ".join(line.removeprefix("error: ") for line in lines[start : start + 12])[:900]
+    if any(mark in said for mark in _DISK):
+        return StoreWriteError(
+            f"the environment could not be written: {decisive}",
+            mend="free some space, or make the folder writable, and run again",
+        )
+    if any(mark in said for mark in _UNREACHABLE):
+        return IndexUnreachableError(
+            f"the package index does not answer: {decisive}",
+            mend="check network, proxy and UV_DEFAULT_INDEX (or PIP_INDEX_URL), and run again",
+        )
+    if any(mark in said for mark in _MISSING):
+        return PackageMissingError(
+            f"the package index has not got what the lock names: {decisive}",
+            mend="use an index that has it, or change the version in matrix.yaml and run `nox -s lock`",
+        )
+    return BuildError(f"uv ended with {code}: {decisive or 'no message'}", mend="see the log")
+
+
+def split_lock(text: str) -> tuple[str, str]:
+    """The part of a lock that installs as it is, and the entry that must be built (or nothing)."""
+    entries = re.split(r"(?m)^(?=[a-z0-9])", text)
+    source = [entry for entry in entries if entry.startswith(f"{BUILT_FROM_SOURCE}==")]
+    return "".join(entry for entry in entries if entry not in source), "".join(source)
+
+
+def _vllm_version(requires: tuple[str, ...]) -> str | None:
+    return next((r.split("==")[1] for r in requires if r.startswith(f"{BUILT_FROM_SOURCE}==")), None)

@@ -1,0 +1,371 @@
+"""Carrying out a plan: builds, models and batches as a graph of tasks, each finished step kept at once.
+
+Nothing is done twice (the store has it), nothing finished is lost (a step is committed the moment its
+result is there), and what cannot be done does not stop the rest.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from qvlfp8 import __version__, checkpoint, digest, reference
+from qvlfp8.engine import Batch, Engine, Exit, Job
+from qvlfp8.errors import QvlError
+from qvlfp8.judge import Verdict, judge
+from qvlfp8.locks import Lock
+from qvlfp8.matrix import Environment, Stage
+from qvlfp8.plan import Plan, Step
+from qvlfp8.results import Fault, Host, Record
+from qvlfp8.store import LOG, Store, writing
+from qvlfp8.survey import survey
+
+TIME_LIMIT_S: Mapping[str, float] = {"quantize": 600.0, "inspect": 60.0, "preflight": 120.0}
+"""For one job. The reference model takes seconds; the limit is for what hangs."""
+
+
+class Progress:
+    """What a run tells its watcher; the base class says nothing."""
+
+    def begin(self, total: int) -> None:
+        """The number of steps to come."""
+
+    def task(self, name: str, *, running: bool) -> None:
+        """A build or batch has started or ended."""
+
+    def step(self, record: Record) -> None:
+        """A step has been executed and kept."""
+
+    def skip(self, step: Step, because: str) -> None:
+        """A step cannot be executed in this run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """One build, one model, or one batch; ``steps`` are what it answers."""
+
+    name: str
+    work: Callable[[], None]
+    steps: tuple[Step, ...]
+    after: tuple[str, ...]
+
+
+def this_host() -> Host:
+    """The machine that this process runs on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return Host(
+        machine=platform.machine(),
+        system=f"{platform.system()} {platform.release()}",
+        cpus=os.cpu_count() or 1,
+        memory_gb=round(memory, 1),
+    )
+
+
+def default_jobs(host: Host) -> int:
+    """How many workers run at once: one a CPU, as long as each has 3 GB of memory."""
+    return max(1, min(host.cpus, int(host.memory_gb // 3)))
+
+
+class Runner:
+    """Carries out one plan in one store with one engine."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        store: Store,
+        engine: Engine,
+        environments: Mapping[str, Environment],
+        locks: Mapping[str, Lock],
+        progress: Progress,
+        again: bool = False,
+        limits: Mapping[str, float] = TIME_LIMIT_S,
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._engine = engine
+        self._environments = environments
+        self._locks = locks
+        self._progress = progress
+        self._again = again
+        self._limits = limits
+        self._host = this_host()
+        self._guard = threading.Lock()
+        self.faults: list[QvlError] = []
+        """What kept steps from being executed, in the order in which it happened."""
+
+    def wanted(self) -> tuple[Step, ...]:
+        """The steps to execute: those without a final record that nothing failed before; builds for them."""
+        seen = survey(self._plan, lambda step: self._store.record(step.stage, step.digest))
+        wanted: set[str] = set()
+        doomed: set[str] = set()
+        for step in self._plan.steps.values():
+            if step.stage == "build":
+                continue
+            final = seen[step.digest].final
+            if doomed.intersection(step.needs):
+                doomed.add(step.digest)
+            elif final is None or wanted.intersection(step.needs) or (self._again and step.stage != "model"):
+                wanted.add(step.digest)
+            elif final.status == "fail":
+                doomed.add(step.digest)
+        used = {need for digest in wanted for need in self._plan.steps[digest].needs}
+        return tuple(
+            step
+            for step in self._plan.steps.values()
+            if step.digest in wanted
+            or (step.stage == "build" and step.digest in used and not self._built(step))
+        )
+
+    def _built(self, step: Step) -> bool:
+        return self._engine.built(*self._where(step.subject))
+
+    def _where(self, environment: str) -> tuple[Environment, Lock]:
+        return self._environments[environment], self._locks[environment]
+
+    def run(self, jobs: int | None = None) -> None:
+        """Execute what is wanted. Ends early only for a disk that refuses, or KeyboardInterrupt.
+
+        Raises:
+            StoreWriteError: nothing more can be kept.
+        """
+        steps = self.wanted()
+        tasks = {task.name: task for task in self._tasks(steps)}
+        self._progress.begin(len(steps))
+        order = TopologicalSorter({t.name: [a for a in t.after if a in tasks] for t in tasks.values()})
+        order.prepare()
+        with ThreadPoolExecutor(max_workers=jobs or default_jobs(self._host)) as pool:
+            running: dict[Future[None], str] = {}
+            try:
+                while order.is_active():
+                    for name in order.get_ready():
+                        running[pool.submit(self._execute, tasks[name])] = name
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        order.done(running.pop(future))
+                        future.result()
+            except BaseException:
+                self._engine.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _tasks(self, steps: Sequence[Step]) -> Iterable[_Task]:
+        for step in steps:
+            if step.stage == "build":
+                yield _Task(name=step.digest, work=lambda s=step: self._build(s), steps=(step,), after=())  # type: ignore[misc]
+            elif step.stage == "model":
+                yield _Task(name=step.digest, work=lambda s=step: self._model(s), steps=(step,), after=())  # type: ignore[misc]
+        batches: dict[tuple[str, str], list[Step]] = {}
+        for step in steps:
+            if step.stage in {"quantize", "preflight"}:
+                batches.setdefault((step.stage, step.environment or ""), []).append(step)
+            elif step.stage == "inspect":
+                made_in = self._plan.steps[step.needs[0]].environment or ""
+                batches.setdefault((step.stage, made_in), []).append(step)
+        names = {s.digest: f"{stage} {where}" for (stage, where), group in batches.items() for s in group}
+        for (stage, where), group in batches.items():
+            after = {names.get(need, need) for step in group for need in step.needs}
+            yield _Task(
+                name=f"{stage} {where}",
+                work=lambda g=tuple(group): self._batch(g),  # type: ignore[misc]
+                steps=tuple(group),
+                after=tuple(after),
+            )
+
+    def _execute(self, task: _Task) -> None:
+        label = f"{task.steps[0].stage} {task.steps[0].environment or task.steps[0].subject}"
+        self._progress.task(label, running=True)
+        try:
+            task.work()
+        finally:
+            self._progress.task(label, running=False)
+
+    def _build(self, step: Step) -> None:
+        scratch = self._store.scratch("build")
+        started = _now()
+        clock = time.monotonic()
+        measured: dict[str, Any] = {}
+        fault = None
+        try:
+            measured = self._engine.build(*self._where(step.subject), log=scratch / LOG)
+        except QvlError as error:
+            with self._guard:
+                self.faults.append(error)
+            fault = Fault(kind=type(error).__name__, message=error.problem)
+        seconds = round(time.monotonic() - clock, 1)
+        verdict = Verdict(status="error" if fault else "pass", fault=fault)
+        self._keep(step, scratch, verdict, started=started, seconds=seconds, measured=measured)
+
+    def _model(self, step: Step) -> None:
+        scratch = self._store.scratch("model")
+        started = _now()
+        clock = time.monotonic()
+        with writing(scratch):
+            reference.write_random(scratch / "model", seed=step.params["seed"], tied=step.params["tied"])
+        seconds = round(time.monotonic() - clock, 1)
+        self._keep(step, scratch, Verdict(status="pass"), started=started, seconds=seconds, measured={})
+
+    def _batch(self, steps: Sequence[Step]) -> None:
+        ready = [step for step in steps if self._can_run(step)]
+        if not ready:
+            return
+        stage = ready[0].stage
+        batch_log = self._store.scratch("batch") / LOG
+        jobs = {s.digest: Job(id=s.digest, params=self._params(s), out=self._job_folder(s)) for s in ready}
+        started = _now()
+        kept: set[str] = set()
+        limit = self._limits[stage]
+
+        def finish(step: Step, ended: Exit) -> None:
+            scratch = jobs[step.digest].out
+            result = _read_result(scratch)
+            verdict = judge(_stage(step), result, ended, limit)
+            if not (scratch / LOG).exists():
+                _append(batch_log, scratch / LOG)
+            kept.add(step.digest)
+            self._keep(
+                step, scratch, verdict, started=started,
+                seconds=(result or {}).get("seconds", 0.0), measured=(result or {}).get("measured", {}),
+                environment=(result or {}).get("environment", {}),
+            )  # fmt: skip
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "end":
+                finish(self._plan.steps[event["job"]], Exit(code=0))
+
+        environment = ready[0].environment
+        ended = self._engine.run(
+            self._where(environment) if environment else None,
+            Batch(worker=stage, jobs=tuple(jobs.values()), time_limit_s=limit, threads=1),
+            batch_log,
+            on_event,
+        )
+        for step in ready:
+            if step.digest not in kept:
+                finish(step, ended)
+
+    def _can_run(self, step: Step) -> bool:
+        for need in step.needs:
+            needed = self._plan.steps[need]
+            if needed.stage == "build":
+                if self._built(needed):
+                    continue
+            else:
+                record = self._store.record(needed.stage, needed.digest)
+                if record is not None and record.status == "pass":
+                    continue
+            self._progress.skip(step, f"{needed.stage} of {needed.subject} has not passed")
+            return False
+        return True
+
+    def _read(self, step: Step) -> dict[str, str]:
+        sources = ((need, self._store.record(self._plan.steps[need].stage, need)) for need in step.needs)
+        return {need: record.made for need, record in sources if record and record.made}
+
+    def _params(self, step: Step) -> dict[str, Any]:
+        params = dict(step.params)
+        for need in step.needs:
+            needed = self._plan.steps[need]
+            if needed.stage == "model":
+                params["model"] = str(self._store.entry("model", need) / "model")
+            elif needed.stage == "quantize":
+                params["checkpoint"] = str(self._store.entry("quantize", need) / "checkpoint")
+        return params
+
+    def _job_folder(self, step: Step) -> Path:
+        return self._store.scratch(step.stage)
+
+    def _keep(
+        self,
+        step: Step,
+        scratch: Path,
+        verdict: Verdict,
+        *,
+        started: str,
+        seconds: float,
+        measured: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
+    ) -> None:
+        log = scratch / LOG
+        made = _digest_of_what_was_made(scratch)
+        if step.stage == "quantize" and verdict.status == "pass" and made is None:
+            fault = Fault(kind="no-checkpoint", message="the worker said done and left no checkpoint")
+            verdict = Verdict(status="error", fault=fault)
+        lock = self._locks[step.environment].digest if step.environment else None
+        record = Record(
+            stage=step.stage,
+            subject=step.subject,
+            digest=step.digest,
+            status=verdict.status,
+            inputs={
+                **step.inputs,
+                "params": dict(step.params),
+                "needs": list(step.needs),
+                "lock": lock,
+            },
+            environment={**(environment or {}), "engine": self._engine.name},
+            host=self._host,
+            started=started,
+            seconds=seconds,
+            measured=dict(measured),
+            findings=verdict.findings,
+            fault=verdict.fault,
+            repeat=repeat_command(step),
+            made=made,
+            read=self._read(step),
+            log=LOG if log.exists() else None,
+            log_digest=digest.of_file(log) if log.exists() else None,
+            qvlfp8=__version__,
+        )
+        self._store.commit(scratch, record)
+        self._progress.step(record)
+
+
+def _digest_of_what_was_made(scratch: Path) -> str | None:
+    for name in ("model", "checkpoint"):
+        if (scratch / name).is_dir():
+            return checkpoint.folder_digest(scratch / name)
+    return None
+
+
+def repeat_command(step: Step) -> str:
+    """The one command that executes a step again."""
+    if step.stage in {"build", "model"}:
+        return f"nox -s matrix -- --only '{step.subject}'"
+    subject = step.subject if step.stage == "preflight" else f"{step.subject}/*"
+    return f"nox -s matrix -- --again --only '{subject}'"
+
+
+def _stage(step: Step) -> Stage:
+    if step.stage == "build" or step.stage == "model":  # noqa: PLR1714 (mypy narrows this form)
+        raise ValueError(f"{step.stage} is no worker's stage")
+    return step.stage
+
+
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def _append(source: Path, target: Path) -> None:
+    if source.exists():
+        with source.open("rb") as read, target.open("ab") as write:
+            shutil.copyfileobj(read, write)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

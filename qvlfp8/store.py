@@ -1,0 +1,153 @@
+"""The store: content-addressed by input digest, written whole or not at all.
+
+::
+
+    .qvlfp8/
+      lock                     held (flock) by the run that writes
+      tmp/                     what is being made; swept at the next start
+      steps/STAGE/DIGEST/      record.json, log.txt, and what the step made: model/ or checkpoint/
+      environments/NAME-DIGEST/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from qvlfp8.errors import StoreBusyError, StoreWriteError
+from qvlfp8.results import Record, RecordedStage
+
+RECORD = "record.json"
+LOG = "log.txt"
+
+_CANNOT_WRITE = {
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EDQUOT,
+    errno.ENOENT,
+    errno.ENOTDIR,
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the disk's refusals into a :class:`StoreWriteError` that names the place and the mend.
+
+    Raises:
+        StoreWriteError: no space left, quota, read-only file system, no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise StoreWriteError(
+            f"{error.filename or path}: {os.strerror(error.errno or 0).lower()}",
+            mend="free some space and run again; finished work is kept"
+            if full
+            else "make it writable, or name another folder (--store)",
+        ) from error
+
+
+class Store:
+    """A folder of executed steps and built environments."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.tmp = root / "tmp"
+        self.environments = root / "environments"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for writing, and sweep what an interrupted run left half-made.
+
+        Raises:
+            StoreBusyError: another run holds it. (The kernel lets go when that process ends.)
+            StoreWriteError: the folder cannot be written.
+        """
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
+                raise StoreBusyError(
+                    f"{self.root}: in use by another run (process {holder or 'unknown'})",
+                    mend="wait for it to end, or use another folder (--store)",
+                ) from None
+            with writing(self.root):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                shutil.rmtree(self.tmp, ignore_errors=True)
+                self.tmp.mkdir(parents=True, exist_ok=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def entry(self, stage: RecordedStage, digest: str) -> Path:
+        """Where a step's entry is, whether or not it is there."""
+        return self.root / "steps" / stage / digest
+
+    def record(self, stage: RecordedStage, digest: str) -> Record | None:
+        """The step's record; None if it was not executed, or its entry is not whole or not ours."""
+        try:
+            text = (self.entry(stage, digest) / RECORD).read_text(encoding="utf-8")
+            record = Record.model_validate_json(text)
+        except (OSError, UnicodeDecodeError, ValidationError):
+            return None
+        return record if record.digest == digest and record.stage == stage else None
+
+    def scratch(self, name: str) -> Path:
+        """A new empty folder on the store's file system.
+
+        Raises:
+            StoreWriteError: the folder cannot be written.
+        """
+        with writing(self.tmp):
+            return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.tmp))
+
+    def commit(self, made: Path, record: Record) -> None:
+        """Take a finished step in: ``made`` (from :meth:`scratch`) becomes the entry in one rename.
+
+        An entry that is there already (an ``error`` that was tried again, or one that was asked for
+        again) is replaced.
+
+        Raises:
+            StoreWriteError: the disk refuses.
+        """
+        target = self.entry(record.stage, record.digest)
+        with writing(target):
+            _write_synced(made / RECORD, record.model_dump_json(indent=1, exclude_none=True) + "\n")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rename(self.tmp / f"replaced-{record.stage}-{record.digest}")
+            made.rename(target)
+            _sync_folder(target.parent)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

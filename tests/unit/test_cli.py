@@ -1,0 +1,152 @@
+"""The command line from outside: exit codes, one clear sentence, and no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from qvlfp8 import reference
+from qvlfp8.commands.schema import schema_text
+from qvlfp8.errors import EXIT_CODES
+from qvlfp8.store import Store
+from tests.unit.factory import MATRIX, open_project, write_project
+
+ROOT = Path(__file__).parents[2]
+
+
+def qvlfp8(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qvlfp8", *arguments],
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "COLUMNS": "120", **environment},
+    )  # fmt: skip
+
+
+def fails(done: subprocess.CompletedProcess[str], code: int, *says: str) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    for part in says:
+        assert part in done.stderr
+
+
+def test_help_names_every_command() -> None:
+    done = qvlfp8("--help")
+    assert done.returncode == 0
+    for command in ("matrix", "plan", "table", "quantize", "lock", "schema"):
+        assert re.search(rf"^\s+{command}\b", done.stdout, flags=re.MULTILINE)
+    assert qvlfp8().stdout == done.stdout
+    assert qvlfp8("--version").stdout.startswith("qvlfp8 ")
+
+
+def test_wrong_usage_is_2() -> None:
+    fails(qvlfp8("plan", "--nonsense"), 2, "--nonsense")
+    fails(qvlfp8("plan", "--only", "nothing-*"), 2, "'nothing-*' names no cell", "mend:")
+    fails(qvlfp8("quantize", "nope", "--model", ".", "--out", "/x"), 2, "no recipe 'nope'", "lm-fp8")
+    fails(qvlfp8("quantize", "lm-fp8", "--model", "./no such", "--out", "/x"), 2, "no such folder")
+    fails(qvlfp8("quantize", "lm-fp8", "--model", ".", "--out", "tests"), 2, "exists already")
+    fails(qvlfp8("lock", "vllm-9"), 2, "no environment 'vllm-9'")
+
+
+def test_a_folder_without_a_config_is_3(tmp_path: Path) -> None:
+    fails(
+        qvlfp8("quantize", "lm-fp8", "--model", str(tmp_path), "--out", "/x"),
+        3,
+        "config.json",
+        "mend:",
+    )
+
+
+def test_a_model_that_is_not_qwen2_5_vl_is_4(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    reference.write_random(folder, seed=0, tied=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llava"}))
+    fails(
+        qvlfp8("quantize", "lm-fp8", "--model", str(folder), "--out", "/x"),
+        4,
+        "'llava' is not qwen2_5_vl",
+    )
+
+
+def test_a_bad_matrix_file_is_5(tmp_path: Path) -> None:
+    write_project(tmp_path, MATRIX.replace("models:", "modles:", 1))
+    fails(
+        qvlfp8("plan", cwd=tmp_path),
+        5,
+        "matrix.yaml:8: modles: unknown key",
+        "did you mean 'models'",
+    )
+    fails(qvlfp8("plan", cwd=tmp_path / "recipes"), 5, "matrix.yaml: no such file")
+
+
+def test_a_lock_that_does_not_belong_is_6(tmp_path: Path) -> None:
+    write_project(tmp_path)
+    fails(qvlfp8("plan", cwd=tmp_path), 6, "no lock for", "nox -s lock")
+    fails(qvlfp8("lock", "--check", cwd=tmp_path), 6, "no lock for")
+    open_project(tmp_path)
+    assert qvlfp8("lock", "--check", cwd=tmp_path).returncode == 0
+
+
+def test_a_store_in_use_is_12(tmp_path: Path) -> None:
+    project = open_project(tmp_path)
+    with Store(project.store.root).locked():
+        fails(qvlfp8("matrix", cwd=tmp_path), 12, "in use by another run")
+
+
+def test_a_store_that_cannot_be_made_is_13(tmp_path: Path) -> None:
+    open_project(tmp_path)
+    fails(qvlfp8("matrix", "--store", "/proc/nowhere", cwd=tmp_path), 13, "/proc/nowhere", "--store")
+
+
+def test_plan_lists_cells_steps_and_what_is_left_out() -> None:
+    done = qvlfp8("plan", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    stages = {step["stage"] for step in plan["steps"].values()}
+    assert stages == {"build", "model", "quantize", "inspect", "preflight"}
+    assert {item["reason"] for item in plan["left_out"]} == {"not in the default slice (--all)"}
+    assert all(digest in plan["steps"] for cell in plan["cells"] for digest in cell["steps"])
+    everything = json.loads(qvlfp8("plan", "--json", "--all").stdout)
+    assert len(everything["cells"]) == len(plan["cells"]) + len(plan["left_out"])
+    text = qvlfp8("plan", "--only", "lm-fp8/*/vllm-0.33.0")
+    assert re.search(r"^lm-fp8/.*/vllm-0.33.0  build.* · preflight", text.stdout, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["matrix", "recipe", "record"])
+def test_the_published_schema_is_what_the_code_makes(name: str) -> None:
+    published = ROOT / "schema" / f"{name}.schema.json"
+    assert published.read_text() == schema_text(name), f"qvlfp8 schema {name} > {published}"  # type: ignore[arg-type]
+
+
+def test_the_shipped_files_fit_the_published_schemas() -> None:
+    def schema(name: str) -> jsonschema.Draft202012Validator:
+        return jsonschema.Draft202012Validator(
+            json.loads((ROOT / "schema" / f"{name}.schema.json").read_text())
+        )
+
+    schema("matrix").validate(yaml.safe_load((ROOT / "matrix.yaml").read_text()))
+    for recipe in (ROOT / "recipes").glob("*.yaml"):
+        schema("recipe").validate(yaml.safe_load(recipe.read_text()))
+    with pytest.raises(jsonschema.ValidationError):
+        schema("matrix").validate({"cells": []})
+
+
+def test_the_readme_lists_the_exit_codes_that_there_are() -> None:
+    readme = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (\d+) \| (.*) \|$", readme, flags=re.MULTILINE))
+    assert rows == {str(code): meaning for code, meaning in EXIT_CODES.items()}
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    command = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
+    assert command.endswith("nox -s tests")
+    assert f"```sh\n{command}\n```" in (ROOT / "README.md").read_text()

@@ -1,0 +1,67 @@
+"""Expectations are strict in both directions, and their message helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qvlfp8.expect import suggestion, surprise
+from qvlfp8.matrix import Cell, Expectation
+from qvlfp8.report.table import StageView
+from qvlfp8.results import Status
+from tests.unit.factory import open_project
+
+EXPECTED = Expectation(cells="*", stage="preflight", finding="known", reason="why")
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    return open_project(tmp_path_factory.mktemp("p")).matrix.cells[0]
+
+
+def view(status: Status, *findings: str) -> StageView:
+    return StageView(stage="preflight", status=status, findings=findings, because="the cause")
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected", "says"),
+    [
+        (view("pass"), None, None),
+        (view("pass"), EXPECTED, "passed, but matrix.yaml expects known (why)"),
+        (view("fail", "known"), EXPECTED, None),
+        (view("fail", "other", "known"), EXPECTED, None),
+        (view("fail", "other"), EXPECTED, "expected finding known, found the cause"),
+        (view("fail", "other"), None, "expected a pass, found the cause"),
+        (view("error"), None, "could not be executed: the cause"),
+        (view("error"), EXPECTED, "could not be executed: the cause"),
+        (view("blocked"), None, "blocked by the cause"),
+        (view("not run"), None, "not run"),
+        (view("not run"), EXPECTED, "not run"),
+    ],
+)
+def test_only_what_was_expected_is_no_surprise(
+    cell: Cell, seen: StageView, expected: Expectation | None, says: str | None
+) -> None:
+    text = surprise(cell, seen, expected, blocked_as_expected=False)
+    assert (text is None) if says is None else (text is not None and says in text)
+    if text is not None:
+        assert text.startswith(f"{cell.id} · preflight")
+
+
+@pytest.mark.parametrize("status", ["blocked", "not run"])
+def test_what_an_expected_failure_blocks_is_no_surprise(cell: Cell, status: Status) -> None:
+    assert surprise(cell, view(status), None, blocked_as_expected=True) is None
+
+
+def test_the_suggested_line_expects_what_was_found(cell: Cell, tmp_path: Path) -> None:
+    from tests.unit.factory import MATRIX
+
+    line = suggestion(cell, view("fail", "new-finding"))
+    project = open_project(tmp_path, MATRIX.replace("expectations: []", f"expectations:\n  {line}"))
+    found = project.matrix.expected(project.matrix.cells[0], "preflight")
+    assert found is not None
+    assert found.finding == "new-finding"
+    assert [c for c in project.matrix.cells if project.matrix.expected(c, "preflight")] == [
+        project.matrix.cells[0]
+    ]

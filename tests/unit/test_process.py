@@ -1,0 +1,101 @@
+"""Processes end whole: real ones, with children that try to stay."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qvlfp8.engine import Exit
+from qvlfp8.engine.process import Processes, Stopped
+
+# A child in a process group of its own, as a worker's job is, that ignores what can be ignored.
+STUBBORN = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+time.sleep(600)
+"""
+
+
+def run(code: str, tmp_path: Path, **options: object) -> tuple[Exit, list[str], str]:
+    lines: list[str] = []
+    log = tmp_path / "log"
+    ended = Processes(lambda _: None).run(
+        [sys.executable, "-c", code], environment=dict(os.environ), log=log, on_line=lines.append, **options  # type: ignore[arg-type]
+    )  # fmt: skip
+    return ended, lines, log.read_text()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 10 s"
+        threading.Event().wait(0.01)
+
+
+def test_output_goes_to_the_caller_and_errors_to_the_log(tmp_path: Path) -> None:
+    ended, lines, log = run("import sys; print('a'); print('b', file=sys.stderr); sys.exit(3)", tmp_path)
+    assert (ended, lines, log) == (Exit(code=3), ["a\n"], "b\n")
+
+
+def test_a_signal_is_told_apart_from_an_exit_code(tmp_path: Path) -> None:
+    ended, _, _ = run("import os; os.kill(os.getpid(), 11)", tmp_path)
+    assert ended == Exit(code=-11)
+
+
+def test_past_its_limit_a_process_is_ended_with_children_in_other_groups(tmp_path: Path) -> None:
+    ended, lines, _ = run(STUBBORN, tmp_path, time_limit_s=1.0)
+    assert ended.timed_out
+    wait_for(lambda: gone(int(lines[0])))
+
+
+def test_what_a_process_leaves_behind_is_ended_with_it(tmp_path: Path) -> None:
+    leaves = STUBBORN.replace(
+        "    time.sleep(600)\ntime.sleep(600)",
+        "    time.sleep(600)\nos.read(0, 1)\ntime.sleep(0.3)",
+    )
+    code = leaves.replace("print(os.getpid(), flush=True)", "print(os.getpid(), flush=True); os.close(1)")
+    ended, lines, _ = run(code, tmp_path)
+    assert ended == Exit(code=0)
+    wait_for(lambda: gone(int(lines[0])))
+
+
+def test_stop_ends_what_runs_and_lets_nothing_start(tmp_path: Path) -> None:
+    processes = Processes(lambda _: None)
+    lines: list[str] = []
+    raised: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            processes.run(
+                [sys.executable, "-c", STUBBORN], environment=dict(os.environ),
+                log=tmp_path / "log", on_line=lines.append,
+            )  # fmt: skip
+        except Stopped as stopped:
+            raised.append(stopped)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    wait_for(lambda: bool(lines))
+    processes.stop()
+    thread.join(10)
+    assert raised
+    wait_for(lambda: gone(int(lines[0])))
+    with pytest.raises(Stopped):
+        processes.run(["true"], environment={}, log=tmp_path / "log")

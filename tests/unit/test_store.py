@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvlfp8.errors import StoreBusyError, StoreWriteError
+from qvlfp8.results import Fault, Finding, Host, Record
+from qvlfp8.store import RECORD, Store, writing
+
+HOST = Host(machine="x86_64", system="Linux", cpus=2, memory_gb=24.0)
+
+
+def record(digest: str = "a" * 64, **changes: object) -> Record:
+    values: dict[str, object] = {
+        "stage": "inspect", "subject": "r/q/m", "digest": digest, "status": "pass", "inputs": {},
+        "host": HOST, "started": "2026-11-22T00:00:00+00:00", "seconds": 1.0,
+        "repeat": "again", "qvlfp8": "0",
+    }  # fmt: skip
+    return Record.model_validate({**values, **changes})
+
+
+texts = st.text(max_size=20)
+findings = st.builds(
+    Finding, id=texts, severity=st.sampled_from(["fail", "note"]), summary=texts,
+    evidence=st.lists(texts, max_size=3).map(tuple),
+)  # fmt: skip
+json_values = st.recursive(
+    st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+json_objects = st.dictionaries(texts, json_values, max_size=3)
+records = st.builds(
+    Record, stage=st.sampled_from(["quantize", "inspect", "preflight"]), subject=texts,
+    digest=st.text("0123456789abcdef", min_size=64, max_size=64),
+    status=st.sampled_from(["pass", "fail", "error"]),
+    inputs=json_objects, environment=json_objects, measured=json_objects,
+    host=st.just(HOST), started=texts, seconds=st.floats(0, 1e6),
+    findings=st.lists(findings, max_size=3).map(tuple),
+    fault=st.none() | st.builds(Fault, kind=texts, message=texts),
+    repeat=texts, log=st.none(), log_digest=st.none(), qvlfp8=texts,
+)  # fmt: skip
+
+
+@given(records)
+def test_a_record_survives_the_round_trip(made: Record) -> None:
+    assert Record.model_validate_json(made.model_dump_json(exclude_none=True)) == made
+
+
+def commit(store: Store, made: Record) -> None:
+    scratch = store.scratch("x")
+    (scratch / "data").write_text("data")
+    store.commit(scratch, made)
+
+
+def test_a_committed_step_is_found_again_with_its_files(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s")
+    with store.locked():
+        commit(store, record())
+    assert store.record("inspect", "a" * 64) == record()
+    assert (store.entry("inspect", "a" * 64) / "data").read_text() == "data"
+    assert store.record("preflight", "a" * 64) is None
+    assert store.record("inspect", "b" * 64) is None
+
+
+def test_a_later_commit_replaces_the_earlier(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked():
+        commit(store, record(status="error"))
+        commit(store, record(status="pass"))
+    found = store.record("inspect", "a" * 64)
+    assert found is not None
+    assert found.status == "pass"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1}', b"\xff\xfe", b"null"])
+def test_a_half_written_entry_is_no_entry(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path)
+    with store.locked():
+        commit(store, record())
+    (store.entry("inspect", "a" * 64) / RECORD).write_bytes(content)
+    assert store.record("inspect", "a" * 64) is None
+
+
+def test_an_entry_under_another_digest_is_no_entry(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked():
+        commit(store, record())
+    store.entry("inspect", "a" * 64).rename(store.entry("inspect", "b" * 64))
+    assert store.record("inspect", "b" * 64) is None
+
+
+def test_the_next_run_sweeps_what_was_half_made(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked():
+        left = store.scratch("x")
+    with store.locked():
+        assert not left.exists()
+
+
+def test_a_second_run_in_one_store_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    with first.locked():
+        with (
+            pytest.raises(StoreBusyError, match=r"in use by another run \(process \d+\)"),
+            second.locked(),
+        ):
+            pass
+        commit(first, record())
+    with second.locked():
+        assert second.record("inspect", "a" * 64) is not None
+
+
+def test_a_killed_run_does_not_keep_the_store(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from qvlfp8.store import Store\n"
+        "with Store(Path(sys.argv[1])).locked(): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    with Store(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_disk_that_refuses_is_one_sentence_with_the_place(number: int) -> None:
+    with pytest.raises(StoreWriteError, match="/some/place: ") as caught, writing(Path("/other")):
+        raise OSError(number, "text", "/some/place")
+    assert caught.value.exit_code == 13
+    assert caught.value.mend
+
+
+def test_another_fault_of_the_system_is_not_taken_for_the_disk() -> None:
+    with pytest.raises(OSError, match="interrupted"), writing(Path("/x")):
+        raise OSError(errno.EINTR, "interrupted")

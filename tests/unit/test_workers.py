@@ -1,0 +1,67 @@
+"""Workers import the standard library and their environment's packages only, and those late."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qvlfp8 import digest
+
+WORKERS = ("quantize", "inspect", "preflight")
+
+BLOCKED = """
+import importlib, sys
+from importlib.abc import MetaPathFinder
+
+class Block(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"pydantic", "yaml", "rich", "typer", "packaging", "torch", "vllm",
+                                  "modelopt", "transformers", "numpy", "PIL"}:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Block())
+importlib.import_module("qvlfp8.worker." + sys.argv[1])
+print(*sorted(m for m in sys.modules if m.startswith("qvlfp8.")))
+"""
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_worker_module_imports_with_the_standard_library_alone(worker: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, worker], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    imported = {name.removeprefix("qvlfp8.") for name in done.stdout.split()} - {"worker"}
+    assert imported <= digest.closure(f"worker.{worker}")
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_worker_knows_nothing_of_the_tool_around_it(worker: str) -> None:
+    forbidden = {
+        "cli",
+        "matrix",
+        "plan",
+        "run",
+        "store",
+        "results",
+        "engine",
+        "judge",
+        "project",
+        "errors",
+    }
+    assert not forbidden & {name.split(".")[0] for name in digest.closure(f"worker.{worker}")}
+
+
+def test_the_closure_follows_imports_inside_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.py").write_text("def f():\n    from qvlfp8.b import x\n")
+    (tmp_path / "b.py").write_text("import qvlfp8.c\n")
+    (tmp_path / "c.py").write_text("import os\n")
+    monkeypatch.setattr(digest, "PACKAGE", tmp_path)
+    digest._imports.cache_clear()
+    assert digest.closure("a") == {"a", "b", "c"}
+    digest._imports.cache_clear()
