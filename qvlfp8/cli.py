@@ -1,0 +1,191 @@
+"""``qvlfp8 …``: thin commands; what they import, they import when they run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from qvlfp8 import __version__
+from qvlfp8.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, QvlError
+
+app = typer.Typer(
+    name="qvlfp8",
+    help="Which FP8 checkpoint of a vision-language model loads, speaks, sees and stays right in which vLLM?",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MatrixOption = Annotated[
+    Path, typer.Option("--matrix", help="The matrix file; recipes/ and locks lie beside it.")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Where results are kept [default: .qvlfp8].")
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="GLOB",
+        help="Only cells whose id, or a part of it, matches; may be repeated.",
+    ),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Every cell, not just the default slice.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show long lines whole.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", min=1, help="Workers at once [default: by CPUs and memory]."),
+]
+
+MATRIX = Path("matrix.yaml")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"qvlfp8 {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def matrix(
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+    only: OnlyOption = None,
+    everything: AllOption = False,
+    again: Annotated[bool, typer.Option("--again", help="Execute steps that have a record already.")] = False,
+    jobs: JobsOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Execute what is not executed yet, and print the compatibility matrix."""
+    from qvlfp8.commands.matrix import run_matrix
+
+    run_matrix(
+        matrix_file,
+        store,
+        only=only or [],
+        everything=everything,
+        again=again,
+        jobs=jobs,
+        verbose=verbose,
+    )
+
+
+@app.command()
+def plan(
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+    only: OnlyOption = None,
+    everything: AllOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List cells, their steps, what is cached, and what is left out and why. Executes nothing."""
+    from qvlfp8.commands.plan import show_plan
+
+    show_plan(matrix_file, store, only=only or [], everything=everything, as_json=as_json)
+
+
+@app.command()
+def table(
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+    only: OnlyOption = None,
+    everything: AllOption = False,
+    form: Annotated[
+        Literal["terminal", "markdown", "json"], typer.Option("--format", help="How to print it.")
+    ] = "terminal",
+) -> None:
+    """Print the compatibility matrix from the records there are. Executes nothing."""
+    from qvlfp8.commands.matrix import show_table
+
+    show_table(matrix_file, store, only=only or [], everything=everything, form=form)
+
+
+@app.command()
+def quantize(
+    recipe: Annotated[str, typer.Argument(help="A recipe's id, such as lm-fp8.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A folder, or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes; must not exist yet.")],
+    environment: Annotated[
+        str | None,
+        typer.Option("--environment", help="A quantize environment [default: the newest ModelOpt]."),
+    ] = None,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+    time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds.")] = 4 * 3600.0,
+    verbose: VerboseOption = False,
+) -> None:
+    """Quantize a model of yours with one recipe, and inspect the result."""
+    from qvlfp8.commands.quantize import run_quantize
+
+    run_quantize(matrix_file, store, recipe, model, out, environment, time_limit=time_limit, verbose=verbose)
+
+
+@app.command()
+def lock(
+    environments: Annotated[
+        list[str] | None, typer.Argument(help="Environment ids [default: those out of date].")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say which are out of date.")] = False,
+    matrix_file: MatrixOption = MATRIX,
+) -> None:
+    """Resolve environments into hash-locked files in containers/locks/."""
+    from qvlfp8.commands.lock import run_lock
+
+    run_lock(matrix_file, environments or [], check=check)
+
+
+@app.command()
+def schema(name: Annotated[Literal["matrix", "recipe", "record"], typer.Argument()]) -> None:
+    """Print the JSON Schema of matrix.yaml, of a recipe, or of a record."""
+    from qvlfp8.commands.schema import show_schema
+
+    show_schema(name)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see :data:`qvlfp8.errors.EXIT_CODES`)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code: Any = app(args=arguments, standalone_mode=False)
+    except QvlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.Exit as ended:
+        return ended.exit_code
+    except typer.TyperException as error:
+        print(f"error: {error.format_message()}\n  mend: see `qvlfp8 --help`", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print(
+            "interrupted; what was finished is kept, and the same command continues",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_UNEXPECTED
+    return code if isinstance(code, int) else 0

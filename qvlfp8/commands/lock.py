@@ -1,0 +1,46 @@
+"""``qvlfp8 lock``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from qvlfp8.engine.process import Processes
+from qvlfp8.engine.uv import Uv
+from qvlfp8.errors import LockError
+from qvlfp8.locking import choose, lock, outdated
+from qvlfp8.project import Project
+
+
+def run_lock(matrix: Path, names: Sequence[str], *, check: bool) -> None:
+    """Resolve environments, or say which locks are out of date.
+
+    Raises:
+        LockError: with ``check``, a lock is out of date; else, an environment does not resolve.
+    """
+    project = Project.open(matrix)
+    if check:
+        problems = outdated(project.matrix)
+        if problems:
+            raise LockError("\n".join(problems), mend="nox -s lock")
+        print(f"{len(project.matrix.environments)} locks are up to date")
+        return
+    console = Console(stderr=True)
+
+    def show(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    processes = Processes(lambda command: show(f"$ {command}"))
+    try:
+        failed = lock(
+            project.matrix,
+            choose(project.matrix, names),
+            Uv(processes, torch=project.matrix.file.locks.torch),
+            show,
+        )
+    finally:
+        processes.stop()
+    if failed:
+        raise failed[0]

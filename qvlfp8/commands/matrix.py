@@ -1,0 +1,124 @@
+"""``qvlfp8 matrix`` and ``qvlfp8 table``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from qvlfp8.engine.venv import VenvEngine
+from qvlfp8.errors import QvlError, WorkerError
+from qvlfp8.plan import Plan
+from qvlfp8.project import Project
+from qvlfp8.report.progress import ConsoleProgress
+from qvlfp8.report.render import print_table, to_json, to_markdown
+from qvlfp8.report.table import CellView
+from qvlfp8.run import Runner
+from qvlfp8.store import writing
+
+
+class UnexpectedError(QvlError):
+    """Stages that ended otherwise than matrix.yaml expects."""
+
+
+def run_matrix(
+    matrix: Path,
+    store: Path | None,
+    *,
+    only: Sequence[str],
+    everything: bool,
+    again: bool,
+    jobs: int | None,
+    verbose: bool,
+) -> None:
+    """Execute, print, and compare with what is expected.
+
+    Raises:
+        QvlError: by class; what could be executed was.
+    """
+    console = Console(stderr=True)
+    project = Project.open(matrix, store)
+    cells = project.cells(only=only, everything=everything)
+    lock_files = project.locks(cells)
+    plan = project.plan(cells, lock_files)
+    with ExitStack() as stack:
+        stack.enter_context(project.store.locked())
+        progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
+        settings = project.matrix.file.locks
+        runner = Runner(
+            plan,
+            store=project.store,
+            engine=VenvEngine(
+                project.store,
+                python=settings.python,
+                torch=settings.torch,
+                announce=progress.announce,
+            ),
+            environments=project.environments,
+            locks=lock_files,
+            progress=progress,
+            again=again,
+        )
+        runner.run(jobs)
+    views = project.views(plan)
+    _publish(project, views)
+    print_table(Console(), views)
+    console.print(_summary(project, plan, views), highlight=False, soft_wrap=True)
+    if runner.faults:
+        raise runner.faults[0]
+    _raise_for_errors(views)
+    surprises = dict.fromkeys(text for v in views for _, text in project.surprises(v) if text)
+    if surprises:
+        listed = "\n".join(surprises)
+        raise UnexpectedError(f"{len(surprises)} stages ended otherwise than matrix.yaml expects:\n{listed}")
+
+
+def _publish(project: Project, views: Sequence[CellView]) -> None:
+    with writing(project.store.root):
+        (project.store.root / "matrix.md").write_text(to_markdown(views), encoding="utf-8")
+        (project.store.root / "matrix.json").write_text(to_json(views), encoding="utf-8")
+
+
+def _summary(project: Project, plan: Plan, views: Sequence[CellView]) -> str:
+    counts: dict[str, int] = {}
+    for view in views:
+        counts[view.decisive.status] = counts.get(view.decisive.status, 0) + 1
+    shown = ", ".join(f"{number} {status}" for status, number in counts.items())
+    left = len(project.matrix.cells) - len(plan.cells)
+    rest = f"; {left} more cells with --all" if left > 0 else ""
+    root = project.store.root
+    return f"{len(views)} cells: {shown}{rest}\nalso in {root / 'matrix.md'} and {root / 'matrix.json'}"
+
+
+def _raise_for_errors(views: Sequence[CellView]) -> None:
+    for view in views:
+        for stage in view.stages:
+            if stage.status == "error":
+                raise WorkerError(
+                    f"{stage.stage} of {view.cell.id} could not be executed: {stage.because}",
+                    mend="run again: what ended in an error is tried again, the rest is kept",
+                )
+
+
+def show_table(
+    matrix: Path,
+    store: Path | None,
+    *,
+    only: Sequence[str],
+    everything: bool,
+    form: Literal["terminal", "markdown", "json"],
+) -> None:
+    """Print the matrix from the records there are."""
+    project = Project.open(matrix, store)
+    cells = project.cells(only=only, everything=everything)
+    views = project.views(project.plan(cells, project.locks(cells)))
+    match form:
+        case "terminal":
+            print_table(Console(), views)
+        case "markdown":
+            print(to_markdown(views), end="")
+        case "json":
+            print(to_json(views), end="")

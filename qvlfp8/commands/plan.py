@@ -1,0 +1,60 @@
+"""``qvlfp8 plan``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qvlfp8.matrix import Cell
+from qvlfp8.plan import Plan
+from qvlfp8.project import Project
+from qvlfp8.survey import survey
+
+
+def show_plan(
+    matrix: Path, store: Path | None, *, only: Sequence[str], everything: bool, as_json: bool
+) -> None:
+    """Print the plan."""
+    project = Project.open(matrix, store)
+    cells = project.cells(only=only, everything=everything)
+    plan = project.plan(cells, project.locks(cells))
+    cached = {digest for digest, seen in survey(plan, project.lookup).items() if seen.final}
+    left_out = _left_out(project, cells, only)
+    if as_json:
+        print(json.dumps(_plan_json(plan, cached, left_out), indent=1, ensure_ascii=False))
+        return
+    for cell in cells:
+        steps = [f"{s.stage}{' ✓' if s.digest in cached else ''}" for s in plan.of_cell(cell)]
+        print(f"{cell.id}  {' · '.join(steps)}")
+    for name, reason in left_out:
+        print(f"- {name}  left out: {reason}")
+    print(
+        f"{len(cells)} cells, {len(plan.steps)} steps ({len(cached)} cached, marked ✓), "
+        f"{len(left_out)} cells left out"
+    )
+
+
+def _left_out(project: Project, cells: Sequence[Cell], only: Sequence[str]) -> list[tuple[str, str]]:
+    chosen = {cell.id for cell in cells}
+    why = "not named by --only" if only else "not in the default slice (--all)"
+    by_choice = [(cell.id, why) for cell in project.matrix.cells if cell.id not in chosen]
+    return [(cell.id, reason) for cell, reason in project.matrix.excluded] + by_choice
+
+
+def _plan_json(plan: Plan, cached: set[str], left_out: list[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "cells": [{"id": c.id, "steps": [s.digest for s in plan.of_cell(c)]} for c in plan.cells],
+        "steps": {
+            d: {
+                "stage": s.stage,
+                "subject": s.subject,
+                "needs": list(s.needs),
+                "cached": d in cached,
+            }
+            for d, s in plan.steps.items()
+        },
+        "left_out": [{"id": name, "reason": reason} for name, reason in left_out],
+    }

@@ -1,0 +1,66 @@
+"""``qvlfp8 quantize``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from qvlfp8 import single
+from qvlfp8.engine.venv import VenvEngine
+from qvlfp8.errors import QvlError
+from qvlfp8.project import Project
+from qvlfp8.report.progress import ConsoleProgress
+
+
+class InspectionError(QvlError):
+    """A checkpoint was made that does not pass inspection."""
+
+
+def run_quantize(
+    matrix: Path,
+    store: Path | None,
+    recipe: str,
+    model: str,
+    out: Path,
+    environment: str | None,
+    *,
+    time_limit: float,
+    verbose: bool,
+) -> None:
+    """Quantize the user's model.
+
+    Raises:
+        QvlError: by class; ``out`` is then not there.
+    """
+    console = Console(stderr=True)
+    project = Project.open(matrix, store)
+    request = single.prepare(project, recipe, model, out, environment)
+    with ExitStack() as stack:
+        stack.enter_context(project.store.locked())
+        progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
+        settings = project.matrix.file.locks
+        engine = VenvEngine(
+            project.store,
+            python=settings.python,
+            torch=settings.torch,
+            announce=progress.announce,
+            offline=False,
+        )
+        try:
+            record = single.quantize(
+                request, engine, project.store, time_limit_s=time_limit, progress=progress
+            )
+        except BaseException:
+            engine.stop()
+            raise
+    console.print(
+        f"{out}: {record.measured['tensors']} tensors, {record.measured['bytes'] / 1e6:.1f} MB",
+        highlight=False,
+    )
+    if record.status != "pass":
+        raise InspectionError(
+            f"{out}: made, but it does not pass inspection: {record.because()}",
+            mend="do not serve it; the record in the folder lists every finding",
+        )

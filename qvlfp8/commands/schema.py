@@ -1,0 +1,28 @@
+"""``qvlfp8 schema``."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from pydantic import BaseModel
+
+from qvlfp8.matrix import MatrixFile
+from qvlfp8.recipe import RecipeFile
+from qvlfp8.results import Record
+
+
+def show_schema(name: Literal["matrix", "recipe", "record"]) -> None:
+    """Print a JSON Schema."""
+    print(schema_text(name), end="")
+
+
+def schema_text(name: Literal["matrix", "recipe", "record"]) -> str:
+    """The JSON Schema of a kind of file, as published in schema/."""
+    models: dict[str, type[BaseModel]] = {"matrix": MatrixFile, "recipe": RecipeFile, "record": Record}
+    model = models[name]
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **model.model_json_schema(),
+    }
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"

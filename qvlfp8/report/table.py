@@ -1,0 +1,161 @@
+"""The compatibility matrix as rows: what each cell's furthest executed stage says. Pure.
+
+A cell is shown by what was executed for it and nothing else: a preflight that passed is shown as that,
+not as "works"; what was not run is shown as not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from qvlfp8.matrix import STAGES, Cell, Stage
+from qvlfp8.plan import Plan, Step
+from qvlfp8.results import Status
+from qvlfp8.survey import Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageView:
+    """One stage of one cell."""
+
+    stage: Stage
+    status: Status
+    findings: tuple[str, ...] = ()
+    because: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellView:
+    """One cell: its stages in order."""
+
+    cell: Cell
+    stages: tuple[StageView, ...]
+
+    @property
+    def decisive(self) -> StageView:
+        """The stage that the table shows: preflight if it was executed, else the first that did not pass."""
+        last = self.stages[-1]
+        if last.status in {"pass", "fail", "error"}:
+            return last
+        return next((view for view in self.stages if view.status != "pass"), last)
+
+
+def view_cells(plan: Plan, seen: Mapping[str, Seen]) -> tuple[CellView, ...]:
+    """All cells of a plan with what their records say."""
+    return tuple(
+        CellView(cell=cell, stages=tuple(_view(plan, seen, cell, stage) for stage in STAGES))
+        for cell in plan.cells
+    )
+
+
+def _view(plan: Plan, seen: Mapping[str, Seen], cell: Cell, stage: Stage) -> StageView:
+    step = plan.step(cell, stage)
+    found = seen[step.digest]
+    sources = [record for need in _ancestors(plan, step) if (record := seen[need].record)]
+    failed = next((record for record in sources if record.status != "pass"), None)
+    if failed is not None and not (failed.stage == "build" and found.record):
+        because = f"{failed.stage} of {failed.subject}: {failed.because()}"
+        return StageView(stage=stage, status="blocked", because=because, digest=step.digest)
+    if found.record is None:
+        return StageView(stage=stage, status="not run", digest=step.digest)
+    if found.stale:
+        because = "what it was executed on has been made anew since, and differs"
+        return StageView(stage=stage, status="stale", because=because, digest=step.digest)
+    return StageView(
+        stage=stage,
+        status=found.record.status,
+        findings=tuple(finding.id for finding in found.record.causes),
+        because=found.record.because(),
+        digest=step.digest,
+    )
+
+
+def _ancestors(plan: Plan, step: Step) -> Iterable[str]:
+    for need in step.needs:
+        yield from _ancestors(plan, plan.steps[need])
+        yield need
+
+
+SYMBOLS: Mapping[Status, str] = {
+    "pass": "◐",
+    "fail": "✗",
+    "error": "!",
+    "stale": "~",
+    "blocked": "▪",
+    "not run": "·",
+}
+
+LEGEND = (
+    (
+        "◐",
+        "loads: vLLM's own loader took every tensor (preflight, no GPU); text and image were not run",
+    ),
+    ("✗", "fails at the stage that the letter names"),
+    ("!", "error: the machine's or the harness's fault, not the checkpoint's"),
+    ("~", "stale: what it was executed on has changed since"),
+    ("▪", "blocked: an earlier stage failed"),
+    ("·", "not run"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """One cause behind marks that are not clean, with the letter that stands for it in the table."""
+
+    letter: str
+    stage: Stage
+    what: str
+    example: str
+    cells: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows are checkpoints, columns serve environments."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    reasons: tuple[Reason, ...]
+
+
+def make_table(views: Iterable[CellView]) -> Table:
+    """Lay the cells out; a mark is a symbol and the letters of its causes."""
+    views = tuple(views)
+    causes: dict[tuple[Stage, str], list[StageView]] = {}
+    for view in views:
+        for stage in view.stages:
+            for what in _causes(stage):
+                causes.setdefault((stage.stage, what), []).append(stage)
+    letters = {key: _letter(index) for index, key in enumerate(causes)}
+    columns = tuple(dict.fromkeys(view.cell.serve.id for view in views))
+    rows: dict[str, dict[str, str]] = {}
+    for view in views:
+        found = [letters[s.stage, what] for s in view.stages for what in _causes(s)]
+        mark = SYMBOLS[view.decisive.status] + ("".join(f" {letter}" for letter in found))
+        rows.setdefault(view.cell.checkpoint, {})[view.cell.serve.id] = mark
+    return Table(
+        columns=columns,
+        rows=tuple((name, tuple(marks.get(c, "") for c in columns)) for name, marks in rows.items()),
+        reasons=tuple(
+            Reason(
+                letter=letters[key],
+                stage=key[0],
+                what=key[1],
+                example=seen[0].because,
+                cells=len(seen),
+            )
+            for key, seen in causes.items()
+        ),
+    )
+
+
+def _causes(view: StageView) -> tuple[str, ...]:
+    return view.findings or (("error",) if view.status == "error" else ())
+
+
+def _letter(index: int) -> str:
+    """a, b, …, z, aa, ab, …"""
+    high, low = divmod(index, 26)
+    return (_letter(high - 1) if high else "") + chr(ord("a") + low)

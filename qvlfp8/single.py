@@ -1,0 +1,217 @@
+"""One recipe on a model of the user's: quantize, inspect, and hand over a whole folder or none."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from qvlfp8 import __version__, checkpoint, digest
+from qvlfp8.engine import Batch, Engine, Exit, Job
+from qvlfp8.errors import (
+    CheckpointError,
+    QvlError,
+    RecipeError,
+    UnknownModelError,
+    UsageError,
+    WorkerError,
+)
+from qvlfp8.judge import Verdict, judge
+from qvlfp8.locks import Lock, read_lock
+from qvlfp8.matrix import Environment, Stage
+from qvlfp8.project import Project
+from qvlfp8.recipe import Recipe
+from qvlfp8.results import Fault, Record
+from qvlfp8.run import Progress, this_host
+from qvlfp8.store import LOG, Store, writing
+from qvlfp8.tensorfile import NotACheckpoint
+
+RECORD = "qvlfp8-record.json"
+"""The name under which the record travels with the checkpoint."""
+
+_REFUSED: dict[str, type[QvlError]] = {
+    "not-a-checkpoint": CheckpointError,
+    "unknown-model": UnknownModelError,
+}
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for, checked as far as it can be without running anything."""
+
+    recipe: Recipe
+    model: str
+    out: Path
+    environment: Environment
+    lock: Lock
+
+
+def prepare(project: Project, recipe: str, model: str, out: Path, environment: str | None) -> Request:
+    """Check a request.
+
+    Raises:
+        UsageError: an unknown recipe or environment; an output folder that exists; no such model.
+        CheckpointError: the model's folder is not a checkpoint.
+        UnknownModelError: it is not Qwen2.5-VL.
+        LockError: the environment's lock cannot be used.
+    """
+    recipes = project.matrix.recipes
+    if recipe not in recipes:
+        raise UsageError(f"no recipe {recipe!r}", mend=f"name one of {', '.join(recipes)}")
+    chosen = _environment(project, environment)
+    if out.exists():
+        raise UsageError(f"{out}: exists already", mend="name a folder that does not exist yet (--out)")
+    return Request(
+        recipe=recipes[recipe],
+        model=_model(model),
+        out=out.resolve(),
+        environment=chosen,
+        lock=read_lock(project.matrix, chosen),
+    )
+
+
+def _environment(project: Project, name: str | None) -> Environment:
+    known = {e.id: e for e in project.matrix.file.quantize}
+    if name is None:
+        return max(known.values(), key=lambda e: Version(e.modelopt))
+    if name not in known:
+        raise UsageError(f"no quantize environment {name!r}", mend=f"name one of {', '.join(known)}")
+    return known[name]
+
+
+def _model(model: str) -> str:
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if _HUB_ID.match(model):
+            return model
+        raise UsageError(
+            f"{model}: no such folder, and not a hub id", mend="name a folder, or ORGANISATION/NAME"
+        )
+    try:
+        config = checkpoint.read(folder).config
+    except NotACheckpoint as error:
+        raise CheckpointError(f"{error.file}: {error.problem}", mend=error.mend) from None
+    if config.get("model_type") != "qwen2_5_vl":
+        raise UnknownModelError(
+            f"{folder / 'config.json'}: model_type: {config.get('model_type')!r} is not qwen2_5_vl",
+            mend="use a Qwen2.5-VL model; no other architecture is known yet",
+        )
+    return str(folder.resolve())
+
+
+def quantize(
+    request: Request, engine: Engine, store: Store, *, time_limit_s: float, progress: Progress
+) -> Record:
+    """Build the environment if need be, quantize, inspect; ``request.out`` appears whole or not at all.
+
+    Returns:
+        The inspection's record, which lies in the folder too.
+
+    Raises:
+        QvlError: nothing was made; the class says why.
+    """
+    if not engine.built(request.environment, request.lock):
+        label = f"build {request.environment.id}"
+        progress.task(label, running=True)
+        engine.build(request.environment, request.lock, store.scratch("build") / LOG)
+        progress.task(label, running=False)
+    with writing(request.out):
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{request.out.name}-", dir=request.out.parent))
+    try:
+        record = _make(request, engine, partial, time_limit_s=time_limit_s, progress=progress)
+        made = partial / "checkpoint"
+        with writing(request.out):
+            (made / RECORD).write_text(record.model_dump_json(indent=1, exclude_none=True) + "\n")
+            made.rename(request.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return record
+
+
+def _make(
+    request: Request, engine: Engine, partial: Path, *, time_limit_s: float, progress: Progress
+) -> Record:
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    recipe = request.recipe.model_dump(mode="json")
+    params = {"model": request.model, "recipe": recipe, "seed": request.recipe.calibration.seed}
+    made, verdict = _run_one(
+        engine,
+        (request.environment, request.lock),
+        "quantize",
+        params,
+        partial,
+        time_limit_s,
+        progress,
+    )
+    if verdict.status != "pass":
+        raise _as_error(verdict, request.recipe)
+    inspected_in = partial / "inspect"
+    inspected_in.mkdir()
+    params = {"checkpoint": str(partial / "checkpoint"), "recipe": recipe}
+    inspected, verdict = _run_one(engine, None, "inspect", params, inspected_in, time_limit_s, progress)
+    inputs = {"model": request.model, "recipe": recipe, "lock": request.lock.digest}
+    return Record(
+        stage="inspect",
+        subject=f"{request.recipe.id}/{request.environment.id}/{request.model}",
+        digest=digest.of_json(inputs),
+        status=verdict.status,
+        inputs=inputs,
+        environment=made["environment"],
+        host=this_host(),
+        started=started,
+        seconds=made["seconds"] + inspected["seconds"],
+        measured={**inspected["measured"], "quantize": made["measured"]},
+        findings=verdict.findings,
+        fault=verdict.fault,
+        repeat=f"qvlfp8 quantize {request.recipe.id} --model {request.model} --out {request.out}",
+        qvlfp8=__version__,
+    )
+
+
+def _run_one(
+    engine: Engine,
+    where: tuple[Environment, Lock] | None,
+    stage: Stage,
+    params: dict[str, Any],
+    out: Path,
+    limit: float,
+    progress: Progress,
+) -> tuple[dict[str, Any], Verdict]:
+    label = f"{stage} {where[0].id if where else out.name}"
+    progress.task(label, running=True)
+    log = out / f"{stage}.log"
+    ended: Exit = engine.run(
+        where,
+        Batch(worker=stage, jobs=(Job(id=stage, params=params, out=out),), time_limit_s=limit),
+        log,
+        lambda _event: None,
+    )
+    progress.task(label, running=False)
+    path = out / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    verdict = judge(stage, result, ended, limit)
+    if result is None:
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        raise WorkerError(
+            f"{stage}: {verdict.fault.message if verdict.fault else 'no result'}",
+            mend="\n".join(tail) or None,
+        )
+    return result, verdict
+
+
+def _as_error(verdict: Verdict, recipe: Recipe) -> QvlError:
+    if verdict.findings:
+        finding = verdict.findings[0]
+        kind = _REFUSED.get(finding.id, RecipeError)
+        return kind(f"{recipe.id}: {finding.summary}")
+    fault = verdict.fault or Fault(kind="unknown", message="the worker ended without a result")
+    return WorkerError(f"{recipe.id}: {fault.kind}: {fault.message}", mend=fault.where)
