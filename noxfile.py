@@ -1,0 +1,103 @@
+"""The front door. Every session is one call into qvlfp8 or one tool; `nox -l` lists them.
+
+`nox -s matrix` makes its own environment from uv.lock; nothing has to be installed but nox and uv.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["matrix"]
+
+ROOT = Path(__file__).parent
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Put the locked project and dependency groups into the session's environment."""
+    # VIRTUAL_ENV would make uv warn about another project's environment.
+    session.run_install(
+        "uv", "sync", "--quiet", "--locked", "--compile-bytecode", "--inexact",
+        *(f"--group={group}" for group in groups),
+        f"--python={session.virtualenv.location}/bin/python",
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+        silent=False,
+    )  # fmt: skip
+
+
+def run(session: nox.Session, *command: str) -> None:
+    """Run a command of the session's environment; on Ctrl-C let it keep what is finished."""
+    session.run(*command, env={"PYTHONPATH": None}, interrupt_timeout=20.0, terminate_timeout=10.0)
+
+
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """Execute the compatibility matrix, print it, and assert it."""
+    install(session, "test")
+    run(session, "qvlfp8", "matrix", *session.posargs)
+    slice_options = [arg for arg in session.posargs if arg != "--again"]
+    run(session, "pytest", "-q", "tests/compat", *_compat_options(slice_options))
+
+
+def _compat_options(options: list[str]) -> list[str]:
+    """The options of `qvlfp8 matrix` that say which cells; the tests assert the same ones."""
+    kept: list[str] = []
+    for option, value in zip(options, [*options[1:], ""], strict=True):
+        if option == "--all" or option.startswith(("--only=", "--store=")):
+            kept.append(option)
+        elif option in {"--only", "--store"}:
+            kept += [option, value]
+    return kept
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests: unit, the matrix itself, and integration with real ModelOpt and real vLLM."""
+    install(session, "test")
+    run(session, "pytest", "-q", "tests/unit")
+    run(session, "qvlfp8", "matrix")
+    run(session, "pytest", "-q", "tests/compat")
+    run(session, "pytest", "-q", "tests/integration", *session.posargs)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """The fast tests alone: seconds, nothing but the project installed."""
+    install(session, "test")
+    run(session, "pytest", "-q", "tests/unit", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Resolve environments of matrix.yaml into containers/locks/."""
+    install(session)
+    run(session, "qvlfp8", "lock", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint and types."""
+    install(session, "dev")
+    run(session, "ruff", "check")
+    run(session, "ruff", "format", "--check")
+    run(session, "mypy")
+
+
+def _add_recipe_session(recipe: str) -> None:
+    """`lm-fp8` becomes `quantize-lm`, `vlm-fp8-naive` becomes `quantize-vlm-naive`."""
+
+    def session_of_recipe(session: nox.Session) -> None:
+        install(session)
+        run(session, "qvlfp8", "quantize", recipe, *session.posargs)
+
+    session_of_recipe.__doc__ = f"Quantize a model of yours with recipe {recipe}: -- --model M --out DIR"
+    nox.session(name=f"quantize-{recipe.replace('-fp8', '', 1)}")(session_of_recipe)
+
+
+for _recipe in RECIPES:
+    _add_recipe_session(_recipe)

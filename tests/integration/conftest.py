@@ -1,0 +1,83 @@
+"""Real ModelOpt and real vLLM code: a project of its own for each test, on environments built once.
+
+The environments and checkpoints are those of the store that `nox -s matrix` filled (`nox -s tests` does
+so first); a test's own store borrows the environments, so that what it breaks stays its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qvlfp8.project import Project
+from qvlfp8.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Project:
+    """The repository's own project, its default slice executed."""
+    return Project.open(ROOT / "matrix.yaml")
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A copy of the repository's matrix, recipes and locks, with an empty store that borrows environments."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root / ".qvlfp8")
+
+    def project(self) -> Project:
+        return Project.open(self.root / "matrix.yaml")
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start the command line here."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "qvlfp8", *arguments],
+            cwd=self.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+        )  # fmt: skip
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        """Run the command line here: exit code, output, errors."""
+        process = self.start(*arguments, **environment)
+        out, errors = process.communicate(timeout=900)
+        return process.returncode, out, errors
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, shipped: Project) -> Sandbox:
+    """A fresh sandbox."""
+    root = tmp_path / "project"
+    root.mkdir()
+    shutil.copy(ROOT / "matrix.yaml", root)
+    shutil.copytree(ROOT / "recipes", root / "recipes")
+    shutil.copytree(ROOT / "containers" / "locks", root / "containers" / "locks")
+    (root / ".qvlfp8").mkdir()
+    (root / ".qvlfp8" / "environments").symlink_to(shipped.store.environments)
+    return Sandbox(root)
+
+
+@pytest.fixture
+def says() -> Callable[[tuple[int, str, str], int, Sequence[str]], None]:
+    """Assert how a command ended: its code, no traceback, and that its errors say each part."""
+
+    def check(ended: tuple[int, str, str], code: int, parts: Sequence[str]) -> None:
+        status, out, errors = ended
+        assert status == code, out + errors
+        assert "Traceback" not in errors
+        for part in parts:
+            assert part in errors
+
+    return check
