@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qvlfp8.finding_kinds import KINDS, Kind, Severity
@@ -63,11 +63,25 @@ def diagnose_preflight(measured: Mapping[str, Any]) -> list[Finding]:
     error = measured["exception"]
     if error is not None and error["origin"] != "checkpoint":
         return [_from_exception("environment-fault", error)]
-    if error is not None:
-        return [_from_exception(_classify(error, measured), error)]
-    found = [finding for rule in _RULES for finding in rule(measured)]
+    refusals = [*measured["refused"], *([error] if error is not None else [])]
+    found = _refusals(refusals, measured)
+    if error is None:
+        # With KV scales left out because they were refused, what their absence causes says nothing.
+        rules = [rule for rule in _RULES if rule is not _kv_scales or not measured["refused"]]
+        found += [finding for rule in rules for finding in rule(measured)]
     order: tuple[Severity, ...] = ("error", "fail", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def _refusals(errors: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> list[Finding]:
+    """One finding an id; two refusals with one cause share it."""
+    found: dict[str, Finding] = {}
+    for error in errors:
+        finding = _from_exception(_classify(error, measured), error)
+        if earlier := found.get(finding.id):
+            finding = replace(earlier, evidence=earlier.evidence + finding.evidence)
+        found[finding.id] = finding
+    return list(found.values())
 
 
 def _from_exception(kind: str, error: Mapping[str, Any]) -> Finding:
@@ -86,7 +100,7 @@ _NO_PLACE = ("no module or parameter named", "nested weight")
 
 def _classify(error: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     tensor = error["tensor"]
-    if measured["stage_reached"] != "load":
+    if tensor is None and measured["stage_reached"] != "load":
         return "missing-file" if error["type"] == "OSError" else "config-rejected"
     if measured.get("quantization") is None and measured["fp8_tensors"]:
         return "quantization-not-recognised"

@@ -155,21 +155,24 @@ class Exclusion(Strict):
 class Expectation(Strict):
     """What some cells do at one stage other than pass, with the reason; checked in both directions."""
 
-    cells: str
+    cells: Globs
     stage: Stage
-    status: Literal["fail"] = "fail"
     finding: Identifier
     vllm: Specifier | None = None
     modelopt: Specifier | None = None
+    transformers: Specifier | None = None
+    """The transformers that the checkpoint was made with."""
     reason: Sentence
     link: Annotated[str, StringConstraints(pattern=r"^https://\S+$")] | None = None
 
     def covers(self, cell: Cell, stage: Stage) -> bool:
         """Whether this speaks of that cell's stage; before preflight, stages are the checkpoint's alone."""
+        name = cell.id if stage == "preflight" else cell.checkpoint
         return (
             self.stage == stage
-            and fnmatchcase(cell.id if stage == "preflight" else cell.checkpoint, self.cells)
+            and any(fnmatchcase(name, glob) for glob in _globs(self.cells))
             and _admits(self.modelopt, cell.quantize.modelopt)
+            and _admits(self.transformers, cell.quantize.transformers)
             and (stage != "preflight" or _admits(self.vllm, cell.serve.vllm))
         )
 
@@ -258,6 +261,10 @@ def _admits(specifier: str | None, version: str) -> bool:
     return specifier is None or SpecifierSet(specifier).contains(version, prereleases=True)
 
 
+def _globs(globs: Globs) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else globs
+
+
 def _no_duplicates(document: Document, field: str, ids: Sequence[str]) -> None:
     for index, identifier in enumerate(ids):
         if identifier in ids[:index]:
@@ -314,7 +321,7 @@ def _cells_of(
         ids = tuple(known)
         globs = getattr(row, field)
         found: set[str] = set()
-        for glob in (globs,) if isinstance(globs, str) else globs:
+        for glob in _globs(globs):
             hit = {name for name in ids if fnmatchcase(name, glob)}
             if not hit:
                 raise _names_nothing(document, (*where, field), glob, ids)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,11 +105,34 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
     if unknown:
         raise Refused("unknown-dtype", f"tensors of types {unknown} cannot be made in torch")
     if _fault is not None:
-        return {"stage_reached": "config", "exception": _fault}
+        return {"stage_reached": "config", "exception": _fault, "refused": []}
     return _examine(checkpoint)
 
 
 def _examine(checkpoint: ck.Checkpoint) -> dict[str, Any]:
+    """Load, and once more without the KV cache scales that were refused, so that they hide nothing."""
+    refused: list[dict[str, Any]] = []
+    while True:
+        measured = _attempt(checkpoint)
+        error = measured["exception"]
+        if error is None or error["origin"] != "checkpoint" or not _is_kv_scale(error["tensor"]):
+            return measured | {"refused": refused}
+        refused.append(error)
+        family = _family(error["tensor"])
+        kept = {name: tensor for name, tensor in checkpoint.tensors.items() if not family.fullmatch(name)}
+        checkpoint = replace(checkpoint, tensors=kept)
+
+
+def _is_kv_scale(tensor: str | None) -> bool:
+    return tensor is not None and tensor.endswith((".k_scale", ".v_scale"))
+
+
+def _family(tensor: str) -> re.Pattern[str]:
+    """Matches the tensors of this name in every layer."""
+    return re.compile(r"\d+".join(map(re.escape, re.split(r"\d+", tensor))))
+
+
+def _attempt(checkpoint: ck.Checkpoint) -> dict[str, Any]:
     measured: dict[str, Any] = {
         "stage_reached": "config",
         "exception": None,

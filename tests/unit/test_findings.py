@@ -181,3 +181,12 @@ def test_a_refusal_that_names_no_tensor_is_not_taken_for_one_of_the_config() -> 
     measured = observed("stray-vision-kv-scale")
     measured["exception"].update(tensor=None, type="ValueError", message="something new")
     assert ids(diagnose_preflight(measured), "fail") == {"loader-error"}
+
+
+def test_refused_kv_scales_do_not_hide_what_else_is_wrong() -> None:
+    stray = observed("stray-vision-kv-scale")["exception"]
+    measured = observed("blind")
+    measured["refused"] = [stray, {**stray, "tensor": "visual.blocks.0.attn.v_proj.v_scale"}]
+    found = diagnose_preflight(measured)
+    assert ids(found, "fail") == {"stray-vision-kv-scale", "vision-exclusion-ignored"}
+    assert sum("while loading" in line for f in found for line in f.evidence) == 2
