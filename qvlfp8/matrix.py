@@ -170,10 +170,10 @@ class Expectation(Strict):
         name = cell.id if stage == "preflight" else cell.checkpoint
         return (
             self.stage == stage
-            and any(fnmatchcase(name, glob) for glob in _globs(self.cells))
+            and (stage != "preflight" or _admits(self.vllm, cell.serve.vllm))
             and _admits(self.modelopt, cell.quantize.modelopt)
             and _admits(self.transformers, cell.quantize.transformers)
-            and (stage != "preflight" or _admits(self.vllm, cell.serve.vllm))
+            and any(fnmatchcase(name, glob) for glob in _globs(self.cells))
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qvlfp8 import digest
+from qvlfp8 import digest, source
 from qvlfp8.matrix import STAGES, Cell, Environment, Model, Stage
 from qvlfp8.results import RecordedStage
 
@@ -60,6 +60,7 @@ class _Planner:
     def __init__(self, locks: Mapping[str, str]) -> None:
         self._locks = locks
         self.steps: dict[str, Step] = {}
+        self._quantized: dict[str, Step] = {}
 
     def _add(
         self,
@@ -98,16 +99,20 @@ class _Planner:
         return self._add(
             "model",
             model.id,
-            inputs={"source": digest.of_modules("reference")},
+            inputs={"source": source.of_modules("reference")},
             params={"seed": model.seed, "tied": model.tie_word_embeddings},
         )
 
     def quantize(self, cell: Cell) -> Step:
+        known = self._quantized.get(cell.checkpoint)
+        return known or self._quantized.setdefault(cell.checkpoint, self._quantize(cell))
+
+    def _quantize(self, cell: Cell) -> Step:
         recipe = cell.recipe.model_dump(mode="json", exclude={"description", "link"})
         return self._add(
             "quantize",
             cell.checkpoint,
-            inputs={"worker": digest.of_worker("quantize")},
+            inputs={"worker": source.of_worker("quantize")},
             needs=(self.build(cell.quantize), self.model(cell.model)),
             environment=cell.quantize,
             params={"recipe": recipe, "seed": cell.recipe.calibration.seed},
@@ -119,8 +124,8 @@ class _Planner:
             "inspect",
             cell.checkpoint,
             inputs={
-                "worker": digest.of_worker("inspect"),
-                "findings": digest.of_modules("findings"),
+                "worker": source.of_worker("inspect"),
+                "findings": source.of_modules("findings"),
             },
             needs=(quantize,),
             params={"recipe": quantize.params["recipe"]},
@@ -131,8 +136,8 @@ class _Planner:
             "preflight",
             cell.id,
             inputs={
-                "worker": digest.of_worker("preflight"),
-                "findings": digest.of_modules("findings"),
+                "worker": source.of_worker("preflight"),
+                "findings": source.of_modules("findings"),
             },
             needs=(self.build(cell.serve), self.quantize(cell)),
             environment=cell.serve,

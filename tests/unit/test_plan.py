@@ -95,9 +95,9 @@ def test_a_changed_worker_changes_its_stage_and_what_follows(
     cells: tuple[Cell, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = make_plan(cells, locks_for(cells))
-    monkeypatch.setattr("qvlfp8.plan.digest.of_worker", lambda name: "new" if name == "inspect" else "old")
+    monkeypatch.setattr("qvlfp8.plan.source.of_worker", lambda name: "new" if name == "inspect" else "old")
     first = make_plan(cells, locks_for(cells))
-    monkeypatch.setattr("qvlfp8.plan.digest.of_worker", lambda name: "newer" if name == "inspect" else "old")
+    monkeypatch.setattr("qvlfp8.plan.source.of_worker", lambda name: "newer" if name == "inspect" else "old")
     hit = changed(first, make_plan(cells, locks_for(cells)))
     assert {text.split()[0] for text in hit} == {"inspect"}
     assert changed(before, first)

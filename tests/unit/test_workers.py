@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qvlfp8 import digest
+from qvlfp8 import source
 
 WORKERS = ("quantize", "inspect", "preflight")
 
@@ -35,7 +35,7 @@ def test_a_worker_module_imports_with_the_standard_library_alone(worker: str) ->
     )
     assert done.returncode == 0, done.stderr
     imported = {name.removeprefix("qvlfp8.") for name in done.stdout.split()} - {"worker"}
-    assert imported <= digest.closure(f"worker.{worker}")
+    assert imported <= source.closure(f"worker.{worker}")
 
 
 @pytest.mark.parametrize("worker", WORKERS)
@@ -52,7 +52,7 @@ def test_a_worker_knows_nothing_of_the_tool_around_it(worker: str) -> None:
         "project",
         "errors",
     }
-    assert not forbidden & {name.split(".")[0] for name in digest.closure(f"worker.{worker}")}
+    assert not forbidden & {name.split(".")[0] for name in source.closure(f"worker.{worker}")}
 
 
 def test_the_closure_follows_imports_inside_functions(
@@ -61,7 +61,7 @@ def test_the_closure_follows_imports_inside_functions(
     (tmp_path / "a.py").write_text("def f():\n    from qvlfp8.b import x\n")
     (tmp_path / "b.py").write_text("import qvlfp8.c\n")
     (tmp_path / "c.py").write_text("import os\n")
-    monkeypatch.setattr(digest, "PACKAGE", tmp_path)
-    digest._imports.cache_clear()
-    assert digest.closure("a") == {"a", "b", "c"}
-    digest._imports.cache_clear()
+    monkeypatch.setattr(source, "PACKAGE", tmp_path)
+    source._imports.cache_clear()
+    assert source.closure("a") == {"a", "b", "c"}
+    source._imports.cache_clear()
