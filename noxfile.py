@@ -40,18 +40,17 @@ def matrix(session: nox.Session) -> None:
     """Execute the compatibility matrix, print it, and assert it."""
     install(session, "test")
     run(session, "qvlfp8", "matrix", *session.posargs)
-    slice_options = [arg for arg in session.posargs if arg != "--again"]
-    run(session, "pytest", "-q", "tests/compat", *_compat_options(slice_options))
+    run(session, "pytest", "-q", "tests/compat", *_compat_options(session.posargs))
 
 
 def _compat_options(options: list[str]) -> list[str]:
     """The options of `qvlfp8 matrix` that say which cells; the tests assert the same ones."""
     kept: list[str] = []
-    for option, value in zip(options, [*options[1:], ""], strict=True):
+    for index, option in enumerate(options):
         if option == "--all" or option.startswith(("--only=", "--store=")):
             kept.append(option)
         elif option in {"--only", "--store"}:
-            kept += [option, value]
+            kept += options[index : index + 2]
     return kept
 
 

@@ -35,7 +35,7 @@ def print_table(console: Console, views: Iterable[CellView]) -> None:
     for reason in table.reasons:
         console.print(
             f"{reason.letter}  {reason.stage}: {reason.what} ({_cells(reason.cells)})\n"
-            f"   {reason.example[:400]}",
+            f"   {reason.text[:500]}\n   for example in {reason.example}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     console.print(
@@ -60,7 +60,7 @@ def to_markdown(views: Iterable[CellView]) -> str:
     if table.reasons:
         lines += ["", "| | stage | finding | cells | for example |", "|---|---|---|---|---|"]
         lines += [
-            f"| {r.letter} | {r.stage} | `{r.what}` | {r.cells} | {_cell_text(r.example)} |"
+            f"| {r.letter} | {r.stage} | `{r.what}` | {r.cells} | {_cell_text(r.text)} ({r.example}) |"
             for r in table.reasons
         ]
     lines += ["", *(f"- {symbol} {text}" for symbol, text in LEGEND), ""]

@@ -16,14 +16,27 @@ from qvlfp8.survey import Seen
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cause:
+    """A finding that fails a stage, and the first thing that showed it."""
+
+    id: str
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageView:
     """One stage of one cell."""
 
     stage: Stage
     status: Status
-    findings: tuple[str, ...] = ()
+    causes: tuple[Cause, ...] = ()
     because: str = ""
     digest: str = ""
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The ids of the causes."""
+        return tuple(cause.id for cause in self.causes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +79,9 @@ def _view(plan: Plan, seen: Mapping[str, Seen], cell: Cell, stage: Stage) -> Sta
     return StageView(
         stage=stage,
         status=found.record.status,
-        findings=tuple(finding.id for finding in found.record.causes),
+        causes=tuple(
+            Cause(id=f.id, text="; ".join((f.summary, *f.evidence[:2]))) for f in found.record.causes
+        ),
         because=found.record.because(),
         digest=step.digest,
     )
@@ -107,8 +122,9 @@ class Reason:
     letter: str
     stage: Stage
     what: str
-    example: str
     cells: int
+    text: str
+    example: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +139,16 @@ class Table:
 def make_table(views: Iterable[CellView]) -> Table:
     """Lay the cells out; a mark is a symbol and the letters of its causes."""
     views = tuple(views)
-    causes: dict[tuple[Stage, str], list[StageView]] = {}
+    causes: dict[tuple[Stage, str], list[tuple[CellView, Cause]]] = {}
     for view in views:
         for stage in view.stages:
-            for what in _causes(stage):
-                causes.setdefault((stage.stage, what), []).append(stage)
+            for cause in _causes(stage):
+                causes.setdefault((stage.stage, cause.id), []).append((view, cause))
     letters = {key: _letter(index) for index, key in enumerate(causes)}
     columns = tuple(dict.fromkeys(view.cell.serve.id for view in views))
     rows: dict[str, dict[str, str]] = {}
     for view in views:
-        found = [letters[s.stage, what] for s in view.stages for what in _causes(s)]
+        found = [letters[s.stage, cause.id] for s in view.stages for cause in _causes(s)]
         mark = SYMBOLS[view.decisive.status] + ("".join(f" {letter}" for letter in found))
         rows.setdefault(view.cell.checkpoint, {})[view.cell.serve.id] = mark
     return Table(
@@ -143,16 +159,17 @@ def make_table(views: Iterable[CellView]) -> Table:
                 letter=letters[key],
                 stage=key[0],
                 what=key[1],
-                example=seen[0].because,
                 cells=len(seen),
+                text=seen[0][1].text,
+                example=seen[0][0].cell.id,
             )
             for key, seen in causes.items()
         ),
     )
 
 
-def _causes(view: StageView) -> tuple[str, ...]:
-    return view.findings or (("error",) if view.status == "error" else ())
+def _causes(view: StageView) -> tuple[Cause, ...]:
+    return (Cause(id="error", text=view.because),) if view.status == "error" else view.causes
 
 
 def _letter(index: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from qvlfp8.expect import suggestion, surprise
 from qvlfp8.matrix import Cell, Expectation
-from qvlfp8.report.table import StageView
+from qvlfp8.report.table import Cause, StageView
 from qvlfp8.results import Status
 from tests.unit.factory import open_project
 
@@ -21,7 +21,9 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
 
 
 def view(status: Status, *findings: str) -> StageView:
-    return StageView(stage="preflight", status=status, findings=findings, because="the cause")
+    return StageView(
+        stage="preflight", status=status, causes=tuple(Cause(id=f) for f in findings), because="the cause"
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from qvlfp8.matrix import STAGES, Cell
 from qvlfp8.report.render import print_table, to_json, to_markdown
-from qvlfp8.report.table import CellView, StageView, _letter, make_table
+from qvlfp8.report.table import Cause, CellView, StageView, _letter, make_table
 from qvlfp8.results import Status
 from tests.unit.factory import open_project
 
@@ -27,7 +27,8 @@ def make_view(cell: Cell, statuses: tuple[Status, Status, Status], finding: str 
         cell=cell,
         stages=tuple(
             StageView(
-                stage=stage, status=status, findings=(finding,) if status == "fail" else (),
+                stage=stage, status=status,
+                causes=(Cause(id=finding, text=f"{finding}: seen | here"),) if status == "fail" else (),
                 because=f"{finding}: seen | here" if status in {"fail", "error"} else "", digest="d",
             )
             for stage, status in zip(STAGES, statuses, strict=True)
