@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from pathlib import Path
@@ -169,7 +170,18 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (see :data:`qvlfp8.errors.EXIT_CODES`)."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    code = _run(arguments)
+    if code == EXIT_INTERRUPTED:
+        print("interrupted; what was finished is kept, and the same command continues", file=sys.stderr)
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         code: Any = app(args=arguments, standalone_mode=False)
     except QvlError as error:

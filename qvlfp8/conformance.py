@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from qvlfp8.checkpoint import Checkpoint, Tensor, values
-from qvlfp8.quantization import Scheme, excludes
+from qvlfp8.checkpoint import Checkpoint, NotACheckpoint, Tensor, values
+from qvlfp8.quantization import Scheme, UnknownQuantization, excludes
+from qvlfp8.quantization import read as read_scheme
 from qvlfp8.structure import Linear, Part, Structure, canonical, part_of
+from qvlfp8.tensorfile import parse_object, read_bytes
 
 Finding = Literal[
+    "config-contradicts-config",
     "config-contradicts-tensors",
     "dtype-mismatch",
+    "file-invalid",
     "file-missing",
     "missing-tensor",
     "quantized-outside-scope",
@@ -28,7 +32,10 @@ Finding = Literal[
     "scope-not-quantized",
     "shape-mismatch",
     "stray-vision-kv-scale",
+    "tie-contradicts-tensors",
     "unexpected-tensor",
+    "weight-not-finite",
+    "weight-all-zero",
 ]
 
 FP8 = "F8_E4M3"
@@ -96,7 +103,10 @@ class Case:
 def check_all(case: Case, recipe: Mapping[str, Any] | None) -> Iterator[Problem]:
     """Run every check; with a recipe also those against its scope."""
     yield from check_files(case.checkpoint)
+    yield from check_both_configs(case)
     yield from check_structure(case)
+    yield from check_tie(case)
+    yield from check_weight_values(case)
     yield from check_linears(case)
     yield from check_kv_scales(case, calibrated=recipe is not None)
     yield from check_scale_values(case)
@@ -125,6 +135,88 @@ def check_files(checkpoint: Checkpoint) -> Iterator[Problem]:
             subject=name,
             detail="copy it from the model that was quantized; vLLM needs it to serve",
         )
+
+    yield from _check_content(checkpoint)
+
+
+def _check_content(checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Check that the JSON files are objects, and that pictures are cut as the vision tower expects."""
+    for name in ("tokenizer_config.json", "tokenizer.json", "preprocessor_config.json"):
+        file = checkpoint.root / name
+        if not file.is_file():
+            continue
+        try:
+            content = parse_object(file, file.read_bytes(), "copy it from the base model")
+        except NotACheckpoint as error:
+            yield Problem(finding="file-invalid", subject=name, detail=error.problem)
+            continue
+        if name != "preprocessor_config.json":
+            continue
+        vision = checkpoint.config.get("vision_config", {})
+        pairs = (
+            ("patch_size", "patch_size"),
+            ("temporal_patch_size", "temporal_patch_size"),
+            ("merge_size", "spatial_merge_size"),
+        )
+        for here, there in pairs:
+            if here in content and there in vision and content[here] != vision[there]:
+                detail = f"{here} is {content[here]}, vision_config has {there} {vision[there]}"
+                yield Problem(finding="file-invalid", subject=name, detail=detail)
+    template = checkpoint.root / "chat_template.jinja"
+    if template.is_file() and not template.read_bytes().strip():
+        yield Problem(finding="file-invalid", subject=template.name, detail="it is empty")
+
+
+def check_both_configs(case: Case) -> Iterator[Problem]:
+    """Check that config.json and hf_quant_config.json, where both speak, say the same."""
+    held = case.checkpoint
+    if held.quantization_source != "config.json" or held.hf_quant_config is None:
+        return
+    try:
+        other = read_scheme(held.hf_quant_config)
+    except UnknownQuantization as error:
+        yield Problem(finding="config-contradicts-config", subject="hf_quant_config.json", detail=str(error))
+        return
+    for what, here, there in (
+        ("exclusions", sorted(case.scheme.exclusions), sorted(other.exclusions)),
+        ("FP8 KV cache", case.scheme.kv_fp8, other.kv_fp8),
+    ):
+        if here != there:
+            detail = f"{what}: config.json has {here}, hf_quant_config.json {there}"
+            yield Problem(finding="config-contradicts-config", subject="hf_quant_config.json", detail=detail)
+
+
+def check_tie(case: Case) -> Iterator[Problem]:
+    """Check that an lm_head which is stored beside tied embeddings is the same: serving drops it."""
+    head = case.tensors.get("lm_head.weight")
+    embedding = case.tensors.get("model.embed_tokens.weight")
+    if not case.model.tied or head is None or embedding is None:
+        return
+    if read_bytes(head) != read_bytes(embedding):
+        detail = "the configuration ties it to the embeddings, from which it differs"
+        yield Problem(finding="tie-contradicts-tensors", subject=head.name, detail=detail)
+
+
+def check_weight_values(case: Case) -> Iterator[Problem]:
+    """Check that no stored weight is NaN or infinite, and that no FP8 weight is all zero."""
+    for tensor in case.checkpoint.tensors.values():
+        if tensor.dtype not in {FP8, "BF16"}:
+            continue
+        raw = read_bytes(tensor)
+        if not _all_finite(tensor.dtype, raw):
+            yield Problem(finding="weight-not-finite", subject=tensor.name, detail="it holds NaN or infinity")
+        elif tensor.dtype == FP8 and not raw.strip(b"\0"):
+            yield Problem(finding="weight-all-zero", subject=tensor.name, detail="every element is zero")
+
+
+def _all_finite(dtype: str, raw: bytes) -> bool:
+    """E4M3 has NaN at all ones and no infinity; BF16 has both where the exponent is all ones."""
+    if dtype == FP8:
+        return b"\x7f" not in raw and b"\xff" not in raw
+    high = raw[1::2]
+    if b"\x7f" not in high and b"\xff" not in high:
+        return True
+    return not any(h in {0x7F, 0xFF} and low & 0x80 for low, h in zip(raw[0::2], high, strict=True))
 
 
 def _mentions_template(checkpoint: Checkpoint) -> bool:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qvlfp8.matrix import Cell, Expectation
 from qvlfp8.report.table import StageView
 
 
 def surprise(
-    cell: Cell, view: StageView, expected: Expectation | None, *, blocked_as_expected: bool
+    cell: Cell, view: StageView, expected: Sequence[Expectation], *, blocked_as_expected: bool
 ) -> str | None:
     """What is not as expected about one stage of one cell, with the cause and the mend; or None.
 
     Args:
+        expected: the findings that the stage has to show, all of them and no other; empty for a pass.
         blocked_as_expected: an earlier stage of the cell was expected to fail, so that this one
             could not be executed.
     """
     subject = f"{cell.id if view.stage == 'preflight' else cell.checkpoint} · {view.stage}"
     match view.status:
-        case "pass":
-            if expected is None:
-                return None
-            return (
-                f"{subject}: passed, but matrix.yaml expects {expected.finding} ({expected.reason})\n"
-                "  mend: if the pass is right, narrow or remove that expectation"
-            )
-        case "fail":
-            if expected is not None and expected.finding in view.findings:
-                return None
-            wanted = f"finding {expected.finding}" if expected else "a pass"
-            return (
-                f"{subject}: expected {wanted}, found {view.because}\n"
-                f"  mend: if that is right, add to `expectations` in matrix.yaml: {suggestion(cell, view)}"
-            )
+        case "pass" | "fail":
+            return _compare(subject, cell, view, expected)
         case "error":
             return f"{subject}: could not be executed: {view.because}"
         case "stale":
@@ -39,15 +29,28 @@ def surprise(
         case "blocked":
             return None if blocked_as_expected else f"{subject}: blocked by {view.because}"
         case "not run":
-            return (
-                None
-                if blocked_as_expected
-                else f"{subject}: not run\n  mend: nox -s matrix -- --only '{cell.id}'"
-            )
+            if blocked_as_expected:
+                return None
+            return f"{subject}: not run\n  mend: nox -s matrix -- --only '{cell.id}'"
 
 
-def suggestion(cell: Cell, view: StageView) -> str:
-    """The line of matrix.yaml that would expect what was found."""
-    finding = view.findings[0] if view.findings else "unknown"
+def _compare(subject: str, cell: Cell, view: StageView, expected: Sequence[Expectation]) -> str | None:
+    missing = [e for e in expected if e.finding not in view.findings]
+    extra = [f for f in view.findings if f not in {e.finding for e in expected}]
+    unexplained = view.status == "fail" and not view.findings
+    if not missing and not extra and not unexplained:
+        return None
+    lines = []
+    if missing:
+        lines.append(f"{subject}: did not show {', '.join(f'{e.finding} ({e.reason})' for e in missing)}")
+        lines.append("  mend: if that is right, narrow or remove the expectation in matrix.yaml")
+    if extra or unexplained:
+        lines.append(f"{subject}: not expected: {view.because or 'a failure without a finding'}")
+    lines += [f"  mend: if that is right, add to `expectations`: {suggestion(cell, view, f)}" for f in extra]
+    return "\n".join(lines)
+
+
+def suggestion(cell: Cell, view: StageView, finding: str) -> str:
+    """The line of matrix.yaml that would expect a finding."""
     cells = cell.id if view.stage == "preflight" else cell.checkpoint
     return f'- {{cells: "{cells}", stage: {view.stage}, finding: {finding}, reason: "…"}}'

@@ -178,6 +178,31 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             meaning="modules are quantized that the configuration excludes, or the other way round",
             mend="correct the exclusions in config.json and hf_quant_config.json",
         ),
+        "config-contradicts-config": Kind(
+            severity="fail",
+            meaning="config.json and hf_quant_config.json declare different quantizations",
+            mend="make the two files agree",
+        ),
+        "tie-contradicts-tensors": Kind(
+            severity="fail",
+            meaning="lm_head is declared tied to the embeddings, and the stored one differs",
+            mend="set tie_word_embeddings to false in config.json, or leave lm_head.weight out",
+        ),
+        "weight-not-finite": Kind(
+            severity="fail",
+            meaning="a weight holds NaN or infinity",
+            mend=_RE_EXPORT,
+        ),
+        "weight-all-zero": Kind(
+            severity="fail",
+            meaning="every element of an FP8 weight is zero",
+            mend=_RE_EXPORT,
+        ),
+        "file-invalid": Kind(
+            severity="fail",
+            meaning="a file that vLLM needs is empty, malformed, or contradicts config.json",
+            mend="copy it from the base model",
+        ),
         "file-missing": Kind(
             severity="fail",
             meaning="a file that vLLM needs is not in the folder",

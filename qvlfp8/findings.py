@@ -116,14 +116,15 @@ def _classify(error: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     return "stray-vision-kv-scale" if stray else "unexpected-tensor"
 
 
-def _finding(
-    kind: str, measured: Mapping[str, Any], evidence: Sequence[str], of: str | None = None
-) -> Iterator[Finding]:
-    """One finding, if there is evidence; ``of`` names the capped list that the evidence comes from."""
-    if not evidence:
-        return
-    unlisted = measured["counts"][of] - len(measured[of]) if of is not None else 0
-    yield Finding(id=kind, summary=KINDS[kind].meaning, evidence=(*evidence, *_unlisted(unlisted)))
+MOST_EVIDENCE = 50
+"""Lines of evidence in a finding. Diagnosis itself always sees everything that was measured."""
+
+
+def _finding(kind: str, evidence: Sequence[str]) -> Iterator[Finding]:
+    """One finding, if there is evidence."""
+    if evidence:
+        shown = (*evidence[:MOST_EVIDENCE], *_unlisted(len(evidence) - MOST_EVIDENCE))
+        yield Finding(id=kind, summary=KINDS[kind].meaning, evidence=shown)
 
 
 def _is_vision(name: str) -> bool:
@@ -148,13 +149,13 @@ def _casts(measured: Mapping[str, Any]) -> Iterator[Finding]:
     ):
         side = [_arrow(cast) for cast in ignored if _is_vision(cast["tensor"]) is vision]
         scales = [f"{n} never loaded" for n in _scales(measured) if _is_vision(n) is vision]
-        yield from _finding(kind, measured, [*side, *scales] if side else (), "casts")
+        yield from _finding(kind, [*side, *scales] if side else ())
     contradicting = [_arrow(cast) for cast in to_fp8 if cast not in ignored]
-    yield from _finding("cast-to-fp8", measured, contradicting, "casts")
+    yield from _finding("cast-to-fp8", contradicting)
     from_fp8 = [_arrow(cast) for cast in measured["casts"] if cast["from"].startswith("float8")]
-    yield from _finding("cast-from-fp8", measured, from_fp8, "casts")
+    yield from _finding("cast-from-fp8", from_fp8)
     other = [_arrow(cast) for cast in measured["casts"] if "float8" not in cast["from"] + cast["to"]]
-    yield from _finding("dtype-changed", measured, other, "casts")
+    yield from _finding("dtype-changed", other)
 
 
 def _is_excluded(tensor: str, patterns: Sequence[str]) -> bool:
@@ -186,17 +187,17 @@ def _never_loaded(measured: Mapping[str, Any]) -> Iterator[Finding]:
     weights = [name for name in measured["never_loaded"] if name not in scales]
     if measured["tie_word_embeddings"]:
         heads = [name for name in weights if name.endswith("lm_head.weight")]
-        yield from _finding("tie-misread", measured, [f"{name} never loaded" for name in heads])
+        yield from _finding("tie-misread", [f"{name} never loaded" for name in heads])
         weights = [name for name in weights if name not in heads]
     # Where a whole side was built in FP8 against its exclusion, that finding lists its scales.
     explained = {_is_vision(cast["tensor"]) for cast in _ignored(measured)}
     unexplained = [name for name in scales if _is_vision(name) not in explained]
-    yield from _finding("scale-never-loaded", measured, unexplained, "never_loaded")
-    yield from _finding("weight-never-loaded", measured, weights, "never_loaded")
+    yield from _finding("scale-never-loaded", unexplained)
+    yield from _finding("weight-never-loaded", weights)
     partly = [_part(entry, "written") for entry in measured["partly_written"]]
-    yield from _finding("parameter-partly-written", measured, partly, "partly_written")
+    yield from _finding("parameter-partly-written", partly)
     fused = [_part(entry, "written") for entry in measured["fused_scales"]]
-    yield from _finding("fused-scale-in-first-shard", measured, fused, "fused_scales")
+    yield from _finding("fused-scale-in-first-shard", fused)
 
 
 def _part(entry: Mapping[str, Any], verb: str) -> str:
@@ -205,11 +206,11 @@ def _part(entry: Mapping[str, Any], verb: str) -> str:
 
 def _shapes(measured: Mapping[str, Any]) -> Iterator[Finding]:
     broadcast = [f"{_arrow(entry)} by broadcasting" for entry in measured["reshapes"]]
-    yield from _finding("shape-mismatch", measured, broadcast, "reshapes")
+    yield from _finding("shape-mismatch", broadcast)
     cut = [_part(entry, "used") for entry in measured["truncated"]]
-    yield from _finding("shape-mismatch", measured, cut, "truncated")
+    yield from _finding("shape-mismatch", cut)
     rewritten = measured["multiply_written"]
-    yield from _finding("parameter-overwritten", measured, rewritten, "multiply_written")
+    yield from _finding("parameter-overwritten", rewritten)
 
 
 def _dropped(measured: Mapping[str, Any]) -> Iterator[Finding]:
@@ -222,12 +223,12 @@ def _dropped(measured: Mapping[str, Any]) -> Iterator[Finding]:
     untied = [f"{name} dropped" for name in heads if name not in tied]
     unneeded = [name for name in dropped if name.endswith(_COMPUTED) or name in tied]
     known = {*vision, *language, *unneeded, *heads}
-    yield from _finding("tie-misread", measured, untied)
-    yield from _finding("stray-vision-kv-scale", measured, vision, "dropped")
-    yield from _finding("kv-scale-dropped", measured, language, "dropped")
-    yield from _finding("tensor-unneeded", measured, unneeded, "dropped")
+    yield from _finding("tie-misread", untied)
+    yield from _finding("stray-vision-kv-scale", vision)
+    yield from _finding("kv-scale-dropped", language)
+    yield from _finding("tensor-unneeded", unneeded)
     lost = [name for name in dropped if name not in known]
-    yield from _finding("tensor-dropped", measured, lost, "dropped")
+    yield from _finding("tensor-dropped", lost)
 
 
 _COMPUTED = (".inv_freq", ".cos_cached", ".sin_cached")
@@ -235,10 +236,10 @@ _COMPUTED = (".inv_freq", ".cos_cached", ".sin_cached")
 
 def _kv_scales(measured: Mapping[str, Any]) -> Iterator[Finding]:
     alone = [f"{name} has no tensor" for name in measured["kv_scales"]["unpaired"]]
-    yield from _finding("kv-scale-incomplete", measured, alone)
+    yield from _finding("kv-scale-incomplete", alone)
     if measured["kv_cache_dtype"].startswith("fp8") and not measured["kv_scales"]["in_checkpoint"]:
-        evidence = [f"{measured['counts']['defaulted']} scales defaulted"]
-        yield from _finding("kv-scale-defaulted", measured, evidence)
+        evidence = [f"{len(measured['defaulted'])} scales defaulted"]
+        yield from _finding("kv-scale-defaulted", evidence)
 
 
 _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (

@@ -12,9 +12,9 @@ from qvlfp8.errors import LockError, UsageError
 from qvlfp8.matrix import Environment, Matrix
 
 
-def outdated(matrix: Matrix) -> list[str]:
-    """Why each environment's lock that cannot be used cannot be used."""
-    problems = (locks.problem(matrix, environment) for environment in matrix.environments)
+def outdated(matrix: Matrix, chosen: Sequence[Environment] | None = None) -> list[str]:
+    """Why each lock that cannot be used cannot be used; of all environments, or of the chosen ones."""
+    problems = (locks.problem(matrix, environment) for environment in chosen or matrix.environments)
     return [problem for problem in problems if problem]
 
 

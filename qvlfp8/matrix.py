@@ -5,6 +5,7 @@ Nothing here knows how anything is run. Errors name the file, the line, the fiel
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
@@ -15,6 +16,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, Field, StringConstraints
 
+from qvlfp8.finding_kinds import KINDS
 from qvlfp8.recipe import Recipe, Sentence, read_recipes
 from qvlfp8.yamlfile import Document, Location, Strict
 
@@ -153,7 +155,10 @@ class Exclusion(Strict):
 
 
 class Expectation(Strict):
-    """What some cells do at one stage other than pass, with the reason; checked in both directions."""
+    """One finding that some cells show at one stage, with the reason; checked in both directions.
+
+    A cell that several expectations cover is expected to show all of their findings, and no other.
+    """
 
     cells: Globs
     stage: Stage
@@ -232,9 +237,9 @@ class Matrix(Strict):
         locks = self.file.locks
         return locks.quantize if environment.kind == "quantize" else locks.serve
 
-    def expected(self, cell: Cell, stage: Stage) -> Expectation | None:
-        """What the cell is expected to do at that stage; None means pass."""
-        return next((e for e in self.file.expectations if e.covers(cell, stage)), None)
+    def expected(self, cell: Cell, stage: Stage) -> tuple[Expectation, ...]:
+        """What the cell is expected to show at that stage; nothing means pass."""
+        return tuple(e for e in self.file.expectations if e.covers(cell, stage))
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -352,22 +357,34 @@ def _names_nothing(document: Document, where: Location, glob: str, known: Iterab
 
 
 def _check_expectations(document: Document, matrix: Matrix) -> None:
-    owners: dict[str, int] = {}
+    owners: dict[tuple[str, str, str], int] = {}
     for index, expectation in enumerate(matrix.file.expectations):
+        where = ("expectations", index)
+        if expectation.finding not in KINDS and expectation.stage != "quantize":
+            raise document.error((*where, "finding"), "no such finding", mend=_closest(expectation.finding))
+        if expectation.vllm is not None and expectation.stage != "preflight":
+            raise document.error(
+                (*where, "vllm"), f"{expectation.stage} knows no vLLM", mend="remove the key"
+            )
         covered = [c.id for c in matrix.cells if expectation.covers(c, expectation.stage)]
         if not covered:
             raise document.error(
-                ("expectations", index),
+                where,
                 "covers no cell",
-                mend="correct `cells`, `vllm` or `modelopt`, or remove the entry",
+                mend="correct `cells`, `vllm`, `modelopt` or `transformers`, or remove the entry",
             )
         for cell in covered:
-            if owners.setdefault(f"{cell} {expectation.stage}", index) != index:
+            if owners.setdefault((cell, expectation.stage, expectation.finding), index) != index:
                 raise document.error(
-                    ("expectations", index),
-                    f"{cell} has an expectation for {expectation.stage} already",
+                    where,
+                    f"{expectation.finding} is expected of {cell} at {expectation.stage} already",
                     mend="narrow one of the two",
                 )
+
+
+def _closest(finding: str) -> str:
+    close = difflib.get_close_matches(finding, KINDS, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(sorted(KINDS))}"
 
 
 def select(cells: Iterable[Cell], *, only: Sequence[str], everything: bool) -> tuple[Cell, ...]:

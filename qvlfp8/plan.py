@@ -112,7 +112,7 @@ class _Planner:
         return self._add(
             "quantize",
             cell.checkpoint,
-            inputs={"worker": source.of_worker("quantize")},
+            inputs={"worker": source.of_worker("quantize"), "judgement": source.of_judgement()},
             needs=(self.build(cell.quantize), self.model(cell.model)),
             environment=cell.quantize,
             params={"recipe": recipe, "seed": cell.recipe.calibration.seed},
@@ -125,7 +125,7 @@ class _Planner:
             cell.checkpoint,
             inputs={
                 "worker": source.of_worker("inspect"),
-                "findings": source.of_modules("findings"),
+                "judgement": source.of_judgement(),
             },
             needs=(quantize,),
             params={"recipe": quantize.params["recipe"]},
@@ -137,7 +137,7 @@ class _Planner:
             cell.id,
             inputs={
                 "worker": source.of_worker("preflight"),
-                "findings": source.of_modules("findings"),
+                "judgement": source.of_judgement(),
             },
             needs=(self.build(cell.serve), self.quantize(cell)),
             environment=cell.serve,

@@ -30,9 +30,14 @@ class Project:
 
         Raises:
             FileFormatError: matrix.yaml or a recipe is missing or not valid.
+            UsageError: the store's path cannot be resolved.
         """
         read = read_matrix(matrix)
-        return cls(matrix=read, store=Store((store or matrix.parent / ".qvlfp8").resolve()))
+        place = store or matrix.parent / ".qvlfp8"
+        try:
+            return cls(matrix=read, store=Store(place.resolve()))
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"{place}: not a usable path: {error}", mend="name another (--store)") from None
 
     @property
     def environments(self) -> dict[str, Environment]:
@@ -52,12 +57,18 @@ class Project:
         """The cells asked for.
 
         Raises:
-            UsageError: a glob of ``only`` names no cell.
+            UsageError: a glob of ``only`` names no cell, or there is none in the default slice.
         """
         for glob in only:
             if not select(self.matrix.cells, only=(glob,), everything=True):
                 raise UsageError(f"--only {glob!r} names no cell", mend="`qvlfp8 plan --all` lists all cells")
-        return select(self.matrix.cells, only=only, everything=everything)
+        chosen = select(self.matrix.cells, only=only, everything=everything)
+        if not chosen:
+            raise UsageError(
+                "no cell is in the default slice",
+                mend="mark models and environments with `default: true` in matrix.yaml, or use --all",
+            )
+        return chosen
 
     def plan(self, cells: Sequence[Cell], locks: Mapping[str, Lock]) -> Plan:
         """The steps of these cells."""
@@ -81,4 +92,4 @@ class Project:
                 surprise(view.cell, stage, expected, blocked_as_expected=expected_failure),
             )
             # inspect and preflight stand side by side on quantize: only its failure blocks them.
-            expected_failure |= expected is not None and stage.stage == STAGES[0]
+            expected_failure |= bool(expected) and stage.stage == STAGES[0]

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ from qvlfp8.matrix import Environment, Stage
 from qvlfp8.plan import Plan, Step
 from qvlfp8.results import Fault, Host, Record
 from qvlfp8.store import LOG, Store, writing
-from qvlfp8.survey import survey
+from qvlfp8.survey import Seen, survey
 
 TIME_LIMIT_S: Mapping[str, float] = {"quantize": 600.0, "inspect": 60.0, "preflight": 120.0}
 """For one job. The reference model takes seconds; the limit is for what hangs."""
@@ -108,6 +109,22 @@ class Runner:
     def wanted(self) -> tuple[Step, ...]:
         """The steps to execute: those without a final record that nothing failed before; builds for them."""
         seen = survey(self._plan, lambda step: self._store.record(step.stage, step.digest))
+        broken: set[str] = set()
+        while True:
+            wanted = self._open_steps(seen, broken)
+            read = {need for digest in wanted for need in self._plan.steps[digest].needs} - wanted
+            lost = {need for need in read if not self._intact(self._plan.steps[need], seen[need].record)}
+            if not lost:
+                return self._with_builds(wanted)
+            broken |= lost
+
+    def _intact(self, step: Step, record: Record | None) -> bool:
+        """Whether what a step made is still in the store, byte for byte."""
+        if step.stage == "build" or record is None or record.made is None:
+            return True
+        return _digest_of_what_was_made(self._store.entry(step.stage, step.digest)) == record.made
+
+    def _open_steps(self, seen: Mapping[str, Seen], broken: set[str]) -> set[str]:
         wanted: set[str] = set()
         doomed: set[str] = set()
         for step in self._plan.steps.values():
@@ -116,10 +133,18 @@ class Runner:
             final = seen[step.digest].final
             if doomed.intersection(step.needs):
                 doomed.add(step.digest)
-            elif final is None or wanted.intersection(step.needs) or (self._again and step.stage != "model"):
+            elif (
+                final is None
+                or step.digest in broken
+                or wanted.intersection(step.needs)
+                or (self._again and step.stage != "model")
+            ):
                 wanted.add(step.digest)
             elif final.status == "fail":
                 doomed.add(step.digest)
+        return wanted
+
+    def _with_builds(self, wanted: set[str]) -> tuple[Step, ...]:
         used = {need for digest in wanted for need in self._plan.steps[digest].needs}
         return tuple(
             step
@@ -156,6 +181,10 @@ class Runner:
                         order.done(running.pop(future))
                         future.result()
             except BaseException:
+                # A second Ctrl-C must not interrupt the ending of what the first one ends.
+                if threading.current_thread() is threading.main_thread():
+                    for number in (signal.SIGINT, signal.SIGTERM):
+                        signal.signal(number, signal.SIG_IGN)
                 self._engine.stop()
                 pool.shutdown(cancel_futures=True)
                 raise

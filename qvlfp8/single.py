@@ -67,8 +67,7 @@ def prepare(project: Project, recipe: str, model: str, out: Path, environment: s
     if recipe not in recipes:
         raise UsageError(f"no recipe {recipe!r}", mend=f"name one of {', '.join(recipes)}")
     chosen = _environment(project, environment)
-    if out.exists():
-        raise UsageError(f"{out}: exists already", mend="name a folder that does not exist yet (--out)")
+    _check_free(out)
     return Request(
         recipe=recipes[recipe],
         model=_model(model),
@@ -76,6 +75,15 @@ def prepare(project: Project, recipe: str, model: str, out: Path, environment: s
         environment=chosen,
         lock=read_lock(project.matrix, chosen),
     )
+
+
+def _check_free(out: Path) -> None:
+    try:
+        exists = out.resolve().exists()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{out}: not a usable path: {error}", mend="name another folder (--out)") from None
+    if exists:
+        raise UsageError(f"{out}: exists already", mend="name a folder that does not exist yet (--out)")
 
 
 def _environment(project: Project, name: str | None) -> Environment:
@@ -88,7 +96,9 @@ def _environment(project: Project, name: str | None) -> Environment:
 
 
 def _model(model: str) -> str:
-    folder = Path(model).expanduser()
+    if not model:
+        raise UsageError("--model is empty", mend="name a folder, or ORGANISATION/NAME")
+    folder = Path(model)
     if not folder.is_dir():
         if _HUB_ID.match(model):
             return model
@@ -125,16 +135,29 @@ def quantize(
         progress.task(label, running=False)
     with writing(request.out):
         request.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{request.out.name}-", dir=request.out.parent))
+        partial = Path(tempfile.mkdtemp(prefix=".qvlfp8-", dir=request.out.parent))
     try:
         record = _make(request, engine, partial, time_limit_s=time_limit_s, progress=progress)
         made = partial / "checkpoint"
         with writing(request.out):
             (made / RECORD).write_text(record.model_dump_json(indent=1, exclude_none=True) + "\n")
-            made.rename(request.out)
+            _hand_over(made, request.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return record
+
+
+def _hand_over(made: Path, out: Path) -> None:
+    """Rename; if somebody has put something there meanwhile, keep the work beside it."""
+    try:
+        made.rename(out)
+    except OSError:
+        kept = Path(tempfile.mkdtemp(prefix=f"{out.name[:100]}-", dir=out.parent)) / "checkpoint"
+        made.rename(kept)
+        raise UsageError(
+            f"{out}: appeared while this ran; the checkpoint is in {kept}",
+            mend="move it to where you want it",
+        ) from None
 
 
 def _make(

@@ -23,6 +23,13 @@ def of_modules(*names: str) -> str:
     return of_json({name: of_file(_source(name)) for name in sorted(closure(*names))})
 
 
+@cache
+def of_judgement() -> str:
+    """SHA-256 (hex) over what turns measurements into verdicts: changed, it may judge otherwise."""
+    files = sorted({"judge", *closure("findings")})
+    return of_json({name: of_file(_source(name)) for name in files})
+
+
 def closure(*names: str) -> set[str]:
     """The modules (named relative to the package) that the given ones import, themselves included.
 

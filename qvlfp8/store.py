@@ -35,6 +35,12 @@ _CANNOT_WRITE = {
     errno.EPERM,
     errno.EDQUOT,
     errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.EIO,
     errno.ENOTDIR,
 }
 

@@ -43,11 +43,11 @@ class Document:
                 raise self.error((), "the file is empty", mend="fill it in, or delete it")
             self._walk(node, ())
             self.data: object = loader.construct_document(node)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
             line = mark.line + 1 if mark else 1
             raise FileFormatError(
-                f"{path}:{line}: not valid YAML: {error.problem or error}",
+                f"{path}:{line}: not valid YAML: {getattr(error, 'problem', None) or error}",
                 mend="check indentation, quotes and brackets around that line",
             ) from None
         finally:
@@ -129,6 +129,10 @@ def _is_union_tag(part: int | str) -> bool:
 
 
 def _mend(kind: str, location: Location, model: type[BaseModel]) -> str | None:
+    if kind == "string_type":
+        return "put the value in quotes"
+    if kind == "tuple_type":
+        return "write a list: [a, b]"
     if kind == "missing":
         return f"add the key {location[-1]!r}"
     if kind == "extra_forbidden":

@@ -22,7 +22,7 @@ def run_lock(matrix: Path, names: Sequence[str], *, check: bool) -> None:
     """
     project = Project.open(matrix)
     if check:
-        problems = outdated(project.matrix)
+        problems = outdated(project.matrix, choose(project.matrix, names) if names else None)
         if problems:
             raise LockError("\n".join(problems), mend="nox -s lock")
         print(f"{len(project.matrix.environments)} locks are up to date")

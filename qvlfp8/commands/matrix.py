@@ -66,7 +66,7 @@ def run_matrix(
     views = project.views(plan)
     _publish(project, views)
     print_table(Console(), views)
-    console.print(_summary(project, plan, views), highlight=False, soft_wrap=True)
+    console.print(_summary(project, plan, views), markup=False, highlight=False, soft_wrap=True)
     if runner.faults:
         raise runner.faults[0]
     _raise_for_errors(views)

@@ -57,6 +57,7 @@ def run_quantize(
             raise
     console.print(
         f"{out}: {record.measured['tensors']} tensors, {record.measured['bytes'] / 1e6:.1f} MB",
+        markup=False,
         highlight=False,
     )
     if record.status != "pass":

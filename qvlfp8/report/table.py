@@ -48,11 +48,15 @@ class CellView:
 
     @property
     def decisive(self) -> StageView:
-        """The stage that the table shows: preflight if it was executed, else the first that did not pass."""
-        last = self.stages[-1]
-        if last.status in {"pass", "fail", "error"}:
-            return last
-        return next((view for view in self.stages if view.status != "pass"), last)
+        """The stage that the table shows: the worst one, the last if all passed."""
+        for status in _WORST_FIRST:
+            for view in self.stages:
+                if view.status == status:
+                    return view
+        return self.stages[-1]
+
+
+_WORST_FIRST: tuple[Status, ...] = ("error", "fail", "stale", "blocked", "not run")
 
 
 def view_cells(plan: Plan, seen: Mapping[str, Seen]) -> tuple[CellView, ...]:
@@ -169,7 +173,9 @@ def make_table(views: Iterable[CellView]) -> Table:
 
 
 def _causes(view: StageView) -> tuple[Cause, ...]:
-    return (Cause(id="error", text=view.because),) if view.status == "error" else view.causes
+    if view.status == "error" or (view.status == "fail" and not view.causes):
+        return (Cause(id=view.status, text=view.because),)
+    return view.causes
 
 
 def _letter(index: int) -> str:

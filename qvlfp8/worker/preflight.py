@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvlfp8 import checkpoint as ck
 from qvlfp8.worker import preflight_control, vllm_patches
-from qvlfp8.worker.preflight_measures import LIST_LIMIT, describe_load, describe_model
+from qvlfp8.worker.preflight_measures import describe_load, describe_model
 from qvlfp8.worker.protocol import Refused, innermost
 from qvlfp8.worker.write_watch import WriteWatch, watch_class
 
@@ -218,7 +218,7 @@ def _exclusions(quantization: Mapping[str, Any] | None) -> list[str]:
     """The patterns of modules left unquantized, under whichever key the producer wrote them."""
     section = (quantization or {}).get("quantization", quantization) or {}
     found = section.get("exclude_modules", section.get("ignore")) or ()
-    return [str(pattern) for pattern in found][:LIST_LIMIT]
+    return [str(pattern) for pattern in found]
 
 
 def _exception(error: Exception, *, tensor: str | None, origin: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""What a load did to a vLLM model, as JSON: modules in FP8, and lists of what went where.
-
-Lists are cut to :data:`LIST_LIMIT`, ``counts`` has their true lengths.
-"""
+"""What a load did to a vLLM model, as JSON: modules in FP8, and lists of what went where."""
 
 from __future__ import annotations
 
@@ -14,10 +11,7 @@ from qvlfp8.worker.write_watch import Cover, Target, WriteWatch
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LIST_LIMIT", "describe_load", "describe_model"]
-
-LIST_LIMIT = 50
-"""Longest list in a result."""
+__all__ = ["describe_load", "describe_model"]
 
 
 def describe_model(model: torch.nn.Module) -> dict[str, Any]:
@@ -70,12 +64,11 @@ def describe_load(model: torch.nn.Module, watch: WriteWatch, checkpoint: Checkpo
         "dropped": sorted(set(checkpoint.tensors) - set(watch.read)),
     }
     return {
-        **{name: values[:LIST_LIMIT] for name, values in lists.items()},
-        "counts": {name: len(values) for name, values in lists.items()},
+        **lists,
         "kv_scales": {
             "in_checkpoint": len(scales),
             "written": sum(name in watch.read for name in scales),
-            "unpaired": _unpaired(untouched, optional)[:LIST_LIMIT],
+            "unpaired": _unpaired(untouched, optional),
         },
     }
 

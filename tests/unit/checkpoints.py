@@ -43,21 +43,21 @@ def small_config(*, tied: bool = False) -> dict[str, Any]:
     return config
 
 
-def zeros(dtype: str, shape: tuple[int, ...]) -> Entry:
-    """A tensor of zero bytes."""
-    return dtype, shape, bytes(math.prod(shape) * BITS[dtype] // 8)
+def filled(dtype: str, shape: tuple[int, ...]) -> Entry:
+    """A tensor of one small number everywhere (1.0 in E4M3)."""
+    return dtype, shape, b"\x38" * (math.prod(shape) * BITS[dtype] // 8)
 
 
 def fp8_tensors(config: dict[str, Any], *, vision: bool = False) -> dict[str, Entry]:
     """What an FP8 export with FP8 KV cache holds, by canonical name."""
     model = structure.from_config(config)
     tensors = {
-        name: zeros("BF16", shape) for name, shape in model.shapes.items() if name not in model.optional
+        name: filled("BF16", shape) for name, shape in model.shapes.items() if name not in model.optional
     }
     for linear in model.linears.values():
         if linear.part == "language_model" or (vision and linear.part == "vision"):
             weight = f"{linear.name}.weight"
-            tensors[weight] = zeros("F8_E4M3", model.shapes[weight])
+            tensors[weight] = filled("F8_E4M3", model.shapes[weight])
             tensors |= {f"{linear.name}.{scale}": SCALE for scale in SCALES}
     tensors |= {f"{name}.{scale}": SCALE for name in model.attentions for scale in KV_SCALES}
     return tensors
@@ -88,7 +88,7 @@ def write(
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         (folder / name).write_text("{}")
-    (folder / "chat_template.jinja").write_text("")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     write_safetensors(
         folder / WEIGHTS,
         [(spell(name), *entry) for name, entry in tensors.items()],

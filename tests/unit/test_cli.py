@@ -96,6 +96,24 @@ def test_a_lock_that_does_not_belong_is_6(tmp_path: Path) -> None:
     assert qvlfp8("lock", "--check", cwd=tmp_path).returncode == 0
 
 
+def test_a_path_that_cannot_be_is_said(tmp_path: Path) -> None:
+    open_project(tmp_path)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    fails(qvlfp8("table", "--store", str(loop), cwd=tmp_path), 2, "loop", "mend:")
+    fails(qvlfp8("matrix", "--store", "x" * 300, cwd=tmp_path), 13, "x" * 20, "mend:")
+    (tmp_path / "file").touch()
+    fails(qvlfp8("matrix", "--store", "file", cwd=tmp_path), 13, "file", "mend:")
+    fails(qvlfp8("quantize", "lm-fp8", "--model", ".", "--out", "x" * 300), 2, "not a usable path")
+    fails(qvlfp8("quantize", "lm-fp8", "--model", "", "--out", "x"), 2, "--model is empty")
+
+
+def test_an_empty_slice_is_not_green(tmp_path: Path) -> None:
+    open_project(tmp_path, MATRIX.replace(", default: true", ""))
+    for command in ("matrix", "plan", "table"):
+        fails(qvlfp8(command, cwd=tmp_path), 2, "no cell is in the default slice", "--all")
+
+
 def test_a_store_in_use_is_12(tmp_path: Path) -> None:
     project = open_project(tmp_path)
     with Store(project.store.root).locked():

@@ -103,11 +103,15 @@ def test_a_scale_of_the_language_model_is_not_explained_by_the_blind_tower() -> 
     assert scale.evidence == (lost,)
 
 
-def test_entries_beyond_the_cap_are_counted_in_the_evidence() -> None:
-    measured = observed("shard-missing")
-    measured["counts"]["partly_written"] += 7
-    (finding,) = (f for f in diagnose_preflight(measured) if f.severity == "fail")
-    assert finding.evidence[-1] == "and 7 more that are not listed"
+def test_evidence_is_cut_and_counted_and_what_is_cut_still_counts() -> None:
+    measured = observed("vision-fp8")
+    harmless = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(60)]
+    measured["dropped"] = [*harmless, "model.layers.2.self_attn.o_proj.bias"]
+    found = diagnose_preflight(measured)
+    assert ids(found, "fail") == {"tensor-dropped"}
+    (unneeded,) = (f for f in found if f.id == "tensor-unneeded")
+    assert len(unneeded.evidence) == 51
+    assert unneeded.evidence[-1] == "and 10 more that are not listed"
 
 
 def test_evidence_names_tensor_and_place() -> None:

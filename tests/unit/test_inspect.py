@@ -10,7 +10,7 @@ from qvlfp8.structure import spellings
 from qvlfp8.worker import inspect
 from qvlfp8.worker.protocol import Refused
 from tests.unit import checkpoints
-from tests.unit.checkpoints import SCALE, Entry, zeros
+from tests.unit.checkpoints import SCALE, Entry, filled
 
 Tensors = dict[str, Entry]
 
@@ -119,7 +119,7 @@ def test_a_tied_head_may_be_there_or_not(tmp_path: Path) -> None:
 def test_an_unquantized_model(tmp_path: Path) -> None:
     config = checkpoints.small_config()
     tensors = {
-        name: zeros("BF16", shape)
+        name: filled("BF16", shape)
         for name, (_, shape, _) in checkpoints.fp8_tensors(config).items()
         if not name.endswith("_scale")
     }
@@ -141,7 +141,7 @@ CHANGES: dict[str, tuple[Callable[[Tensors], object], set[tuple[str, str]]]] = {
         {("missing-tensor", "lm_head.weight")},
     ),
     "added": (
-        lambda t: t.update({f"{LAYER}.mlp.extra.weight": zeros("BF16", (2,))}),
+        lambda t: t.update({f"{LAYER}.mlp.extra.weight": filled("BF16", (2,))}),
         {("unexpected-tensor", f"{LAYER}.mlp.extra.weight")},
     ),
     "renamed": (
@@ -156,19 +156,19 @@ CHANGES: dict[str, tuple[Callable[[Tensors], object], set[tuple[str, str]]]] = {
         {("unexpected-tensor", f"{QKV}.bias")},
     ),
     "norm in another type": (
-        lambda t: t.update({"model.norm.weight": zeros("F32", (32,))}),
+        lambda t: t.update({"model.norm.weight": filled("F32", (32,))}),
         {("dtype-mismatch", "model.norm.weight")},
     ),
     "norm in FP8": (
-        lambda t: t.update({"model.norm.weight": zeros("F8_E4M3", (32,))}),
+        lambda t: t.update({"model.norm.weight": filled("F8_E4M3", (32,))}),
         {("dtype-mismatch", "model.norm.weight")},
     ),
     "other shape": (
-        lambda t: t.update({f"{LAYER}.mlp.up_proj.weight": zeros("F8_E4M3", (48, 31))}),
+        lambda t: t.update({f"{LAYER}.mlp.up_proj.weight": filled("F8_E4M3", (48, 31))}),
         {("shape-mismatch", f"{LAYER}.mlp.up_proj.weight")},
     ),
     "weight not FP8": (
-        lambda t: t.update({f"{LAYER}.mlp.up_proj.weight": zeros("BF16", (48, 32))}),
+        lambda t: t.update({f"{LAYER}.mlp.up_proj.weight": filled("BF16", (48, 32))}),
         {
             ("config-contradicts-tensors", f"{LAYER}.mlp.up_proj.weight"),
             ("unexpected-tensor", f"{LAYER}.mlp.up_proj.weight_scale"),
@@ -176,7 +176,7 @@ CHANGES: dict[str, tuple[Callable[[Tensors], object], set[tuple[str, str]]]] = {
         },
     ),
     "excluded weight in FP8": (
-        lambda t: t.update({f"{QKV}.weight": zeros("F8_E4M3", (48, 16))}),
+        lambda t: t.update({f"{QKV}.weight": filled("F8_E4M3", (48, 16))}),
         {
             ("config-contradicts-tensors", f"{QKV}.weight"),
             ("scale-missing", f"{QKV}.weight_scale"),
@@ -192,7 +192,7 @@ CHANGES: dict[str, tuple[Callable[[Tensors], object], set[tuple[str, str]]]] = {
         {("dtype-mismatch", f"{LAYER}.mlp.up_proj.input_scale")},
     ),
     "scale a channel": (
-        lambda t: t.update({f"{LAYER}.mlp.up_proj.weight_scale": zeros("F32", (48,))}),
+        lambda t: t.update({f"{LAYER}.mlp.up_proj.weight_scale": filled("F32", (48,))}),
         {("shape-mismatch", f"{LAYER}.mlp.up_proj.weight_scale")},
     ),
     "one KV scale missing": (
@@ -310,7 +310,7 @@ def test_problems_are_capped_and_counts_are_not(tmp_path: Path) -> None:
     def drop(tensors: Tensors) -> None:
         for name in [n for n in tensors if n.startswith("visual.") or n.endswith("layernorm.weight")]:
             del tensors[name]
-        tensors |= {f"foreign.{n}": zeros("BF16", (1,)) for n in range(60)}
+        tensors |= {f"foreign.{n}": filled("BF16", (1,)) for n in range(60)}
 
     measured = inspected(export(tmp_path, change=drop))
     assert len(measured["problems"]) == inspect.MOST_PROBLEMS
@@ -354,3 +354,75 @@ def test_another_quantization_is_refused(tmp_path: Path, quantization: dict[str,
 
 def test_the_only_fact_is_the_interpreter() -> None:
     assert inspect.prepare([]).keys() == {"python"}
+
+
+NAN_FP8 = ("F8_E4M3", (48, 32), b"\x38" * (48 * 32 - 1) + b"\x7f")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "finding"),
+    [
+        (f"{LAYER}.mlp.up_proj.weight", NAN_FP8, "weight-not-finite"),
+        (f"{LAYER}.mlp.up_proj.weight", ("F8_E4M3", (48, 32), bytes(48 * 32)), "weight-all-zero"),
+        ("model.norm.weight", ("BF16", (32,), b"\x80\x3f" * 31 + b"\xc0\x7f"), "weight-not-finite"),
+        ("model.norm.weight", ("BF16", (32,), b"\x80\x3f" * 31 + b"\x80\xff"), "weight-not-finite"),
+    ],
+)
+def test_weights_that_cannot_be(tmp_path: Path, name: str, entry: Entry, finding: str) -> None:
+    measured = inspected(export(tmp_path, change=lambda tensors: tensors.update({name: entry})))
+    assert found(measured) == {(finding, name)}
+
+
+def test_the_largest_finite_numbers_are_no_problem(tmp_path: Path) -> None:
+    largest = {
+        f"{LAYER}.mlp.up_proj.weight": ("F8_E4M3", (48, 32), b"\x7e\xfe" * (24 * 32)),
+        "model.norm.weight": ("BF16", (32,), b"\x7f\x7f" * 32),
+    }
+    assert found(inspected(export(tmp_path, change=lambda tensors: tensors.update(largest)))) == set()
+
+
+def test_a_head_that_a_tie_would_replace_by_something_else(tmp_path: Path) -> None:
+    folder = export(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert found(inspected(folder)) == set()
+    other = ("BF16", (16, 32), b"\x39" * (16 * 32 * 2))
+    folder = export(tmp_path, change=lambda tensors: tensors.update({"lm_head.weight": other}))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert found(inspected(folder)) == {("tie-contradicts-tensors", "lm_head.weight")}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", ""),
+        ("tokenizer_config.json", "[]"),
+        ("preprocessor_config.json", "{"),
+        ("preprocessor_config.json", '{"patch_size": 16}'),
+        ("preprocessor_config.json", '{"merge_size": 4}'),
+        ("chat_template.jinja", "\n"),
+    ],
+)
+def test_a_file_that_is_there_and_useless(tmp_path: Path, name: str, content: str) -> None:
+    folder = export(tmp_path)
+    (folder / name).write_text(content)
+    assert found(inspected(folder)) == {("file-invalid", name)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("exclude_modules", ["lm_head"]), ("kv_cache_quant_algo", None), ("quant_algo", "NVFP4")],
+)
+def test_two_configurations_that_disagree(tmp_path: Path, key: str, value: object) -> None:
+    folder = export(tmp_path)
+    inner = {
+        "quant_algo": "FP8",
+        "kv_cache_quant_algo": "FP8",
+        "exclude_modules": list(checkpoints.LM_EXCLUSIONS),
+    }
+    declared = {"producer": {"name": "modelopt", "version": "0"}, "quantization": inner}
+    (folder / "hf_quant_config.json").write_text(json.dumps(declared))
+    assert found(inspected(folder)) == set()
+    declared["quantization"] = inner | {key: value}
+    (folder / "hf_quant_config.json").write_text(json.dumps(declared))
+    assert {finding for finding, _ in found(inspected(folder))} == {"config-contradicts-config"}

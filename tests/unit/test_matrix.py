@@ -47,7 +47,7 @@ def test_a_mistake_is_named_with_file_line_and_mend(
 
 
 EXPECTATION = (
-    'expectations:\n  - {{cells: "{cells}", stage: preflight, finding: some-finding, reason: why{more}}}\n'
+    'expectations:\n  - {{cells: "{cells}", stage: preflight, finding: tie-misread, reason: why{more}}}\n'
 )
 
 
@@ -61,10 +61,40 @@ def test_an_expectation_that_covers_no_cell_is_an_error(tmp_path: Path) -> None:
         read_matrix(path)
 
 
-def test_two_expectations_for_one_stage_are_an_error(tmp_path: Path) -> None:
-    line = '  - {cells: "lm-fp8/*", stage: preflight, finding: other, reason: why}\n'
+def test_the_same_finding_expected_twice_is_an_error_and_two_findings_are_not(tmp_path: Path) -> None:
+    line = '  - {cells: "lm-fp8/*", stage: preflight, finding: tie-misread, reason: why}\n'
     path = write_project(tmp_path, with_expectation("*") + line)
-    with pytest.raises(FileFormatError, match="has an expectation for preflight already"):
+    with pytest.raises(FileFormatError, match=r"tie-misread is expected of .* at preflight already"):
+        read_matrix(path)
+    path = write_project(tmp_path, with_expectation("*") + line.replace("tie-misread", "loader-error"))
+    matrix = read_matrix(path)
+    assert [e.finding for e in matrix.expected(matrix.cells[0], "preflight")] == [
+        "tie-misread",
+        "loader-error",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("finding: tie-misread", "finding: tie-mispread", "did you mean 'tie-misread'"),
+        ("stage: preflight", 'stage: inspect, vllm: ">=9"', "inspect knows no vLLM"),
+    ],
+)
+def test_an_expectation_that_can_never_be_met_is_an_error(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    path = write_project(tmp_path, with_expectation("*").replace(old, new))
+    with pytest.raises(FileFormatError) as caught:
+        read_matrix(path)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: \x00", "a: 2026-13-20", "[" * 3000, "- ]", "\t: b"])
+def test_no_file_gives_a_traceback(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "matrix.yaml"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=r"matrix\.yaml:\d+: "):
         read_matrix(path)
 
 

@@ -271,7 +271,8 @@ def test_a_checkpoint_made_anew_and_differently_makes_what_was_executed_on_it_st
     assert hit == {"stale"}
     assert {v.stages[2].status for v in bench.views() if v.cell.checkpoint != step.subject} == {"pass"}
     seen, _ = bench.run(engine)
-    assert {stage for stage, _, _ in seen.steps} == {"inspect", "preflight"}
+    assert {stage for stage, _, _ in seen.steps} == {"quantize", "inspect", "preflight"}
+    assert bench.statuses("preflight") == {"pass"}
 
 
 def test_a_checkpoint_that_no_longer_can_be_made_blocks_what_was_green(bench: Bench) -> None:
@@ -302,3 +303,17 @@ def test_a_worker_that_says_done_and_leaves_no_checkpoint_is_an_error(bench: Ben
     bench.run(Forgetful())
     assert bench.statuses("quantize") == {"error"}
     assert bench.statuses("preflight") == {"blocked"}
+
+
+def test_a_checkpoint_that_was_changed_in_the_store_is_made_again_before_it_is_read(bench: Bench) -> None:
+    engine = FakeEngine()
+    bench.run(engine)
+    quantize = bench.plan.step(bench.cells[0], "quantize")
+    weights = bench.project.store.entry("quantize", quantize.digest) / "checkpoint" / "weights"
+    weights.write_text("corrupt")
+    shutil.rmtree(bench.project.store.entry("preflight", bench.plan.step(bench.cells[0], "preflight").digest))
+    seen, _ = bench.run(engine)
+    assert ("quantize", quantize.subject, "pass") in seen.steps
+    assert ("inspect", quantize.subject, "pass") in seen.steps
+    assert weights.read_text() == "0"
+    assert bench.statuses("preflight") == {"pass"}
