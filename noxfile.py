@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nox
@@ -25,7 +26,11 @@ def install(session: nox.Session, *groups: str) -> None:
         "uv", "sync", "--quiet", "--locked", "--compile-bytecode", "--inexact",
         *(f"--group={group}" for group in groups),
         f"--python={session.virtualenv.location}/bin/python",
-        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+        env={
+            "UV_PROJECT_ENVIRONMENT": session.virtualenv.location,
+            # A company's own CA is in the system's store, which uv does not look at by itself.
+            "UV_SYSTEM_CERTS": os.environ.get("UV_SYSTEM_CERTS", "true"),
+        },
         silent=False,
     )  # fmt: skip
 
@@ -47,9 +52,9 @@ def _compat_options(options: list[str]) -> list[str]:
     """The options of `qvlfp8 matrix` that say which cells; the tests assert the same ones."""
     kept: list[str] = []
     for index, option in enumerate(options):
-        if option == "--all" or option.startswith(("--only=", "--store=")):
+        if option == "--all" or option.startswith(("--only=", "--store=", "--matrix=")):
             kept.append(option)
-        elif option in {"--only", "--store"}:
+        elif option in {"--only", "--store", "--matrix"}:
             kept += options[index : index + 2]
     return kept
 

@@ -93,7 +93,8 @@ def uv_environment(environment: Mapping[str, str], **extra: str) -> dict[str, st
         if environment.get(ours) and theirs not in environment
     }
     kept = {k: v for k, v in environment.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}}
-    return {**kept, **translated, **extra}
+    # A company's own CA is in the system's store, which uv does not look at by itself.
+    return {"UV_SYSTEM_CERTS": "true", **kept, **translated, **extra}
 
 
 class Uv:

@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("qvlfp8")
     group.addoption("--all", action="store_true", help="assert every cell, not just the default slice")
     group.addoption("--only", action="append", default=[], metavar="GLOB", help="assert only these cells")
+    group.addoption("--matrix", type=Path, default=ROOT / "matrix.yaml", help="the matrix file")
     group.addoption("--store", type=Path, default=None, help="where the records are")
 
 
@@ -24,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "surprise" not in metafunc.fixturenames:
         return
     config = metafunc.config
-    project = Project.open(ROOT / "matrix.yaml", config.getoption("--store"))
+    project = Project.open(config.getoption("--matrix"), config.getoption("--store"))
     cells = project.cells(only=config.getoption("--only"), everything=config.getoption("--all"))
     surprises: dict[str, str | None] = {}
     for view in project.views(project.plan(cells, project.locks(cells))):

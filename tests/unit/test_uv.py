@@ -82,7 +82,7 @@ def test_pips_settings_are_passed_on_unless_uv_has_its_own() -> None:
     )
     assert got == {
         "PIP_INDEX_URL": "https://a", "PIP_CERT": "/ca", "PATH": "/bin", "A": "1",
-        "UV_DEFAULT_INDEX": "https://a", "SSL_CERT_FILE": "/ca",
+        "UV_DEFAULT_INDEX": "https://a", "SSL_CERT_FILE": "/ca", "UV_SYSTEM_CERTS": "true",
     }  # fmt: skip
     assert (
         uv_environment({"PIP_INDEX_URL": "https://a", "UV_DEFAULT_INDEX": "https://b"})["UV_DEFAULT_INDEX"]
