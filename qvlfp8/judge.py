@@ -26,6 +26,12 @@ _MACHINE_FAULTS = {
 """Exceptions that speak of the machine or the environment, not of what was asked."""
 
 
+DISK = "disk-refused"
+"""The kind of fault when the disk is full or cannot be written."""
+
+_DISK_REFUSED = ("No space left on device", "Read-only file system", "Disk quota exceeded")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """How a stage ended."""
@@ -46,6 +52,9 @@ def judge(stage: Stage, result: Mapping[str, Any] | None, ended: Exit, limit_s: 
     fault = Fault(kind=failure["kind"], message=failure["message"], where=failure.get("where"))
     if outcome == "refused":
         return Verdict(status="fail", findings=(Finding(id=fault.kind, summary=fault.message),))
+    if any(mark in fault.message for mark in _DISK_REFUSED):
+        # Libraries wrap it in exceptions of their own; it is the machine's fault all the same.
+        return Verdict(status="error", fault=Fault(kind=DISK, message=fault.message, where=fault.where))
     if outcome == "raised" and stage == "quantize" and fault.kind not in _MACHINE_FAULTS:
         summary = f"{fault.kind}: {fault.message}"
         evidence = (fault.where,) if fault.where else ()

@@ -10,7 +10,8 @@ from typing import Literal
 from rich.console import Console
 
 from qvlfp8.engine.venv import VenvEngine
-from qvlfp8.errors import QvlError, WorkerError
+from qvlfp8.errors import QvlError, StoreWriteError, WorkerError
+from qvlfp8.judge import DISK
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
@@ -96,6 +97,11 @@ def _summary(project: Project, plan: Plan, views: Sequence[CellView]) -> str:
 def _raise_for_errors(views: Sequence[CellView]) -> None:
     for view in views:
         for stage in view.stages:
+            if stage.status == "error" and stage.because.startswith(DISK):
+                raise StoreWriteError(
+                    f"{stage.stage} of {view.cell.id}: {stage.because}",
+                    mend="free some space and run again; finished work is kept",
+                )
             if stage.status == "error":
                 raise WorkerError(
                     f"{stage.stage} of {view.cell.id} could not be executed: {stage.because}",
