@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -192,9 +193,9 @@ class Runner:
     def _tasks(self, steps: Sequence[Step]) -> Iterable[_Task]:
         for step in steps:
             if step.stage == "build":
-                yield _Task(name=step.digest, work=lambda s=step: self._build(s), steps=(step,), after=())  # type: ignore[misc]
+                yield _Task(name=step.digest, work=partial(self._build, step), steps=(step,), after=())
             elif step.stage == "model":
-                yield _Task(name=step.digest, work=lambda s=step: self._model(s), steps=(step,), after=())  # type: ignore[misc]
+                yield _Task(name=step.digest, work=partial(self._model, step), steps=(step,), after=())
         batches: dict[tuple[str, str], list[Step]] = {}
         for step in steps:
             if step.stage in {"quantize", "preflight"}:
@@ -207,7 +208,7 @@ class Runner:
             after = {names.get(need, need) for step in group for need in step.needs}
             yield _Task(
                 name=f"{stage} {where}",
-                work=lambda g=tuple(group): self._batch(g),  # type: ignore[misc]
+                work=partial(self._batch, tuple(group)),
                 steps=tuple(group),
                 after=tuple(after),
             )
