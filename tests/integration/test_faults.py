@@ -18,7 +18,7 @@ import pytest
 
 from qvlfp8 import checkpoint, reference
 from qvlfp8.tensorfile import read_bytes, write_safetensors
-from tests.integration.conftest import Sandbox
+from tests.integration.conftest import ROOT, Sandbox
 
 Says = Callable[[tuple[int, str, str], int, Sequence[str]], None]
 
@@ -174,14 +174,40 @@ def without_language_layers(folder: Path) -> Path:
     return folder
 
 
-def test_a_recipe_that_matches_no_module_is_7_and_leaves_nothing(
+def test_a_model_without_language_layers_is_4_and_leaves_nothing(
     sandbox: Sandbox, tmp_path: Path, says: Says
 ) -> None:
     model = without_language_layers(tmp_path / "model")
     out = tmp_path / "out"
     ended = sandbox.run("quantize", "lm-fp8", "--model", str(model), "--out", str(out))
-    says(ended, 7, ["lm-fp8: ", "language_model"])
+    says(ended, 4, ["lm-fp8: ", "num_hidden_layers", "is 0"])
     assert {path.name for path in tmp_path.iterdir()} == {"model", "project"}
+
+
+MATCHES_NOTHING = """
+import json, sys, torch
+from qvlfp8.worker import audit
+from qvlfp8.worker.protocol import Refused
+
+model = torch.nn.ModuleDict({"text": torch.nn.Embedding(2, 2), "visual": torch.nn.Linear(2, 2)})
+recipe = json.loads(sys.argv[1])
+try:
+    audit.check(model, recipe, {"language_model": "text", "vision": "visual"})
+except Refused as refused:
+    print(refused.kind, str(refused))
+"""
+
+
+def test_a_recipe_that_matches_no_module_is_refused_with_the_part(sandbox: Sandbox) -> None:
+    """On real torch and ModelOpt; no valid Qwen2.5-VL lacks a part, so the model is made up."""
+    project = sandbox.project()
+    python = next((sandbox.store.environments).glob("modelopt-0.47.0-*")) / "bin" / "python"
+    recipe = project.matrix.recipes["lm-fp8"].model_dump_json()
+    done = subprocess.run(
+        [str(python), "-c", MATCHES_NOTHING, recipe],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.startswith("recipe-matches-no-module recipe lm-fp8 names language_model")
 
 
 def test_a_recipe_that_calibration_never_reaches_is_7(sandbox: Sandbox, tmp_path: Path, says: Says) -> None:
