@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -202,12 +202,12 @@ class Cell(Strict):
     model: Model
     serve: ServeEnvironment
 
-    @property
+    @cached_property
     def checkpoint(self) -> str:
         """``RECIPE/QUANTIZE/MODEL``: the id of the checkpoint that the cell serves."""
         return f"{self.recipe.id}/{self.quantize.id}/{self.model.id}"
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``RECIPE/QUANTIZE/MODEL/SERVE``."""
         return f"{self.checkpoint}/{self.serve.id}"
