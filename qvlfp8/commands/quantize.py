@@ -55,13 +55,10 @@ def run_quantize(
         except BaseException:
             engine.stop()
             raise
-    console.print(
-        f"{out}: {record.measured['tensors']} tensors, {record.measured['bytes'] / 1e6:.1f} MB",
-        markup=False,
-        highlight=False,
-    )
     if record.status != "pass":
         raise InspectionError(
             f"{out}: made, but it does not pass inspection: {record.because()}",
             mend="do not serve it; the record in the folder lists every finding",
         )
+    size = f"{record.measured['tensors']} tensors, {record.measured['bytes'] / 1e6:.1f} MB"
+    console.print(f"{out}: {size}", markup=False, highlight=False)

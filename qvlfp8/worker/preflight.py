@@ -254,15 +254,15 @@ def _ensure_process_group() -> None:
 
     if parallel_state.model_parallel_is_initialized():
         return
-    folder = tempfile.mkdtemp(prefix="preflight-")
-    parallel_state.init_distributed_environment(
-        world_size=1,
-        rank=0,
-        local_rank=0,
-        distributed_init_method=f"file://{folder}/rendezvous",
-        backend="gloo",
-    )
-    parallel_state.ensure_model_parallel_initialized(1, 1)
+    with tempfile.TemporaryDirectory(prefix="preflight-") as folder:
+        parallel_state.init_distributed_environment(
+            world_size=1,
+            rank=0,
+            local_rank=0,
+            distributed_init_method=f"file://{folder}/rendezvous",
+            backend="gloo",
+        )
+        parallel_state.ensure_model_parallel_initialized(1, 1)
 
 
 @contextmanager
