@@ -1,5 +1,6 @@
-"""The reference model: a tiny Qwen2.5-VL of our own making, and what is needed to judge it."""
+"""The reference models: tiny Qwen2.5-VLs of our own making, and what is needed to judge them."""
 
+from qvlfp8.reference.shipped import training_record, write_trained
 from qvlfp8.reference.untrained import write_random
 
-__all__ = ["write_random"]
+__all__ = ["training_record", "write_random", "write_trained"]

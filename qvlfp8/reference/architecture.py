@@ -7,6 +7,7 @@ attention, grouped key-value heads, three-part rotary positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qvlfp8.reference.tokenizer import TOKEN_IDS, VOCABULARY_SIZE
@@ -17,6 +18,12 @@ MAX_POSITIONS = 4096
 
 MAX_MERGED_PATCHES = 256
 """Largest picture in merged patches of 28 x 28 pixels each."""
+
+DEPTH = 5
+"""Vision blocks of the seeing model."""
+
+FULL_ATTENTION = (2, 4)
+"""Those of them whose attention spans the whole picture; the others see windows."""
 
 
 def model_config(*, tied: bool) -> dict[str, Any]:
@@ -67,6 +74,21 @@ def model_config(*, tied: bool) -> dict[str, Any]:
         },
         "vocab_size": VOCABULARY_SIZE,
     }
+
+
+def seeing_config(
+    *, tied: bool, depth: int = DEPTH, full_attention: Sequence[int] = FULL_ATTENTION
+) -> dict[str, Any]:
+    """Make config.json of the model that is trained to see.
+
+    As :func:`model_config`, but ``depth`` vision blocks over windows of 56 pixels, so that the smallest
+    picture of an exam holds four; and rotary positions that turn fast enough for a model this
+    small to tell neighbouring patches apart (with the published base of 1,000,000 the columns of a
+    small picture differ by less than a thousandth of a turn).
+    """
+    config = model_config(tied=tied)
+    vision = {"depth": depth, "fullatt_block_indexes": list(full_attention), "window_size": 56}
+    return config | {"rope_theta": 100.0, "vision_config": config["vision_config"] | vision}
 
 
 def generation_config() -> dict[str, Any]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
-import os
 import random
-import shutil
 import sys
 from array import array
 from collections.abc import Iterator
@@ -20,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8 import structure
-from qvlfp8.checkpoint import CONFIG, WEIGHTS, folder_digest, write_safetensors
-from qvlfp8.reference import architecture, tokenizer
+from qvlfp8.reference import architecture
+from qvlfp8.reference.folder import NamedTensor, write_folder
 
 BIAS_BOUND = 0.125
 """Biases are uniform in [-BIAS_BOUND, BIAS_BOUND]."""
@@ -38,41 +35,11 @@ def write_random(folder: Path, *, seed: int, tied: bool) -> str:
     Raises:
         FileExistsError: the folder exists already.
     """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already: remove it, or give another folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    partial.mkdir(parents=True)
-    try:
-        config = architecture.model_config(tied=tied)
-        _write_texts(partial, config)
-        write_safetensors(partial / WEIGHTS, _tensors(config, seed), {"format": "pt"})
-        digest = folder_digest(partial)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return digest
+    config = architecture.model_config(tied=tied)
+    return write_folder(folder, config, _tensors(config, seed))
 
 
-def _write_texts(folder: Path, config: dict[str, Any]) -> None:
-    documents = {
-        CONFIG: config,
-        "generation_config.json": architecture.generation_config(),
-        "preprocessor_config.json": architecture.preprocessor_config(),
-        "tokenizer.json": tokenizer.tokenizer_json(),
-        "tokenizer_config.json": tokenizer.tokenizer_config(architecture.MAX_POSITIONS),
-        "vocab.json": tokenizer.BYTE_IDS,
-        "chat_template.json": {"chat_template": tokenizer.CHAT_TEMPLATE},
-    }
-    texts = {
-        name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in documents.items()
-    }
-    texts["merges.txt"] = tokenizer.MERGES
-    texts["chat_template.jinja"] = tokenizer.CHAT_TEMPLATE
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
-
-
-def _tensors(config: dict[str, Any], seed: int) -> Iterator[tuple[str, str, tuple[int, ...], bytes]]:
+def _tensors(config: dict[str, Any], seed: int) -> Iterator[NamedTensor]:
     model = structure.from_config(config)
     for name, shape in model.shapes.items():
         if name not in model.optional:
