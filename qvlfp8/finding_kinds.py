@@ -218,6 +218,62 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             meaning="modules outside the recipe's scope are quantized",
             mend="use a ModelOpt version that honours the recipe",
         ),
+        "blind": Kind(
+            severity="fail",
+            meaning="the answers do not depend on the picture: the model is blind",
+            mend="see what inspect and preflight say of the vision tower; exclude it, or quantize it whole",
+        ),
+        "sees-wrongly": Kind(
+            severity="fail",
+            meaning="questions about pictures are answered worse than the BF16 model answers them",
+            mend="compare vision weights, scales and config.json with the base model's; " + _RE_EXPORT,
+        ),
+        "speaks-wrongly": Kind(
+            severity="fail",
+            meaning="questions without a picture are answered worse than the BF16 model answers them",
+            mend="compare weights, scales, chat template and config.json with the base model's; "
+            + _RE_EXPORT,
+        ),
+        "answers-unknown": Kind(
+            severity="note",
+            meaning="right answers are not known of this model: it was held against BF16's answers",
+            mend="none needed",
+        ),
+        "diverges": Kind(
+            severity="fail",
+            meaning="the tokens' probabilities are further from BF16's than the bounds allow",
+            mend="look for wrong scales, or calibrate on data like that of your use; " + _RE_EXPORT,
+        ),
+        "not-finite-output": Kind(
+            severity="fail",
+            meaning="log-probabilities are NaN or infinite",
+            mend="look for scales that are zero, NaN, or too small for the activations",
+        ),
+        "generation-failed": Kind(
+            severity="fail",
+            meaning="vLLM loads the checkpoint and raises an exception when it is asked something",
+            mend="read the message; compare config.json with the base model's",
+        ),
+        "kernel-refused": Kind(
+            severity="fail",
+            meaning="an FP8 kernel of this vLLM refuses the shape of a weight",
+            mend="use another vLLM, or exclude the layer from quantization",
+        ),
+        "slower-than-bf16": Kind(
+            severity="fail",
+            meaning="fewer output tokens a second than the bound allows, as a share of BF16's",
+            mend="read which kernels vLLM chose in the load stage's log lines",
+        ),
+        "kv-scale-one": Kind(
+            severity="note",
+            meaning="vLLM scales the FP8 KV cache by 1.0",
+            mend="calibrate with a KV cache quantizer, if long answers lose accuracy",
+        ),
+        "kernel-fallback": Kind(
+            severity="note",
+            meaning="vLLM fell back to another kernel than it would rather use",
+            mend="none needed, unless speed matters",
+        ),
         "loader-error": Kind(
             severity="fail",
             meaning="vLLM refused the checkpoint for a reason that is not classified",

@@ -1,0 +1,340 @@
+"""What a generate result means: the stages load, text, image, fidelity and speed. Pure.
+
+A checkpoint is held against the BF16 model in the same environment, and against the right answers
+where they are known. It sees only if its answers depend on the picture, and rightly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from qvlfp8.finding_kinds import KINDS
+from qvlfp8.findings import Finding
+
+__all__ = ["Bounds", "Scored", "Stage", "Status", "score"]
+
+Stage = Literal["load", "text", "image", "fidelity", "speed"]
+Status = Literal["pass", "fail", "error", "blocked"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How far a checkpoint may be from the BF16 model in the same environment.
+
+    Accuracies and agreements are shares of 1, divergences are in nats over the answered tokens.
+    """
+
+    text_drop: float = 0.1
+    """Accuracy that a task of speech may lose."""
+    image_drop: float = 0.1
+    """Accuracy that a task of sight may lose."""
+    least_accuracy: float = 0.9
+    """What the BF16 model itself has to reach in every task, where answers are known."""
+    blind: float = 0.2
+    """A model is blind if it changes its answers with the picture less than this share as often as BF16."""
+    mean_kl: float = 0.005
+    p99_kl: float = 0.05
+    top1_agreement: float = 0.99
+    agreement: float = 0.8
+    """Whole answers that must be BF16's, where right ones are not known."""
+    least_speed: float | None = None
+    """Output tokens a second as a share of BF16's; None: any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A stage: how it ended, what was measured, what was found. ``blocked`` comes with ``because``."""
+
+    status: Status
+    measured: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    findings: tuple[Finding, ...] = ()
+    because: str | None = None
+
+
+def score(
+    measured: Mapping[str, Any],
+    baseline: Mapping[str, Any] | None,
+    bounds: Bounds,
+    *,
+    known_answers: bool = True,
+) -> dict[Stage, Scored]:
+    """Score a generate result against the BF16 model's, ``baseline``; None: this is the BF16 model.
+
+    Args:
+        known_answers: whether the model was taught to answer this exam. Of another one it is asked
+            that it answers as BF16 does, and changes its answers with the picture as BF16 does.
+
+    Returns:
+        All stages, of the BF16 model itself all but ``fidelity``.
+
+    Raises:
+        ValueError: the two did not sit the same exam.
+    """
+    if baseline is not None and baseline["exam_digest"] != measured["exam_digest"]:
+        raise ValueError("the checkpoint and the BF16 model were not asked the same questions")
+    if baseline is not None and not baseline["answers"]:
+        # Nothing to hold it against but what is right.
+        compared: Mapping[str, Any] | None = None
+    else:
+        compared = baseline
+    stages: dict[Stage, Scored] = {"load": _load(measured)}
+    error = measured["load"]["exception"]
+    if error is not None:
+        unloaded = error["stage"] == "load"
+        answered = _blocked("vLLM did not load it") if unloaded else _generation(error)
+        stages |= {"text": answered, "image": answered}
+        if baseline is not None:
+            stages["fidelity"] = _blocked("there are no answers")
+        stages["speed"] = _blocked("there are no answers")
+        return stages
+    judged = _Answers(measured, compared, bounds, known_answers)
+    stages["text"] = judged.text()
+    stages["image"] = judged.image()
+    if baseline is not None:
+        stages["fidelity"] = _fidelity(measured, compared, bounds)
+    stages["speed"] = _speed(measured, compared, bounds)
+    return stages
+
+
+def _finding(kind: str, evidence: Sequence[str]) -> Finding:
+    return Finding(id=kind, summary=KINDS[kind].meaning, evidence=tuple(evidence))
+
+
+def _ended(findings: Sequence[Finding], measured: Mapping[str, Any]) -> Scored:
+    weights = {finding.severity for finding in findings}
+    status: Status = "error" if "error" in weights else "fail" if "fail" in weights else "pass"
+    return Scored(status=status, measured=measured, findings=tuple(findings))
+
+
+def _blocked(because: str) -> Scored:
+    return Scored(status="blocked", because=because)
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+_REFUSALS = (
+    # In the order in which they are tried, against "TypeOfException: message".
+    (r"blocks\.\d+\.attn\.[kv]_proj", "stray-vision-kv-scale"),
+    (r"TypeError: .*(loader|positional argument)", "language-kv-scale-unsupported"),
+    (r"KeyError: .*self_attn\.\S*[kv]_scale", "language-kv-scale-unsupported"),
+    (r"KeyError|no module or parameter named|nested weight", "unexpected-tensor"),
+    (r"scaled_mm|(divisible|multiple).*\b(8|16|32|128)\b|mat[12] shape", "kernel-refused"),
+    (r"[Ss]hape|size of tensor|expanded size|dimension", "shape-mismatch"),
+    (r"OSError", "missing-file"),
+    (r"ValidationError|[Cc]onfig|[Qq]uantization method|architectures", "config-rejected"),
+)  # fmt: skip
+
+_MARKS = (
+    (r"scaling factor 1\.0", "kv-scale-one"),
+    (r"fall(s|ing)? ?back|fallback", "kernel-fallback"),
+)
+
+
+def _load(measured: Mapping[str, Any]) -> Scored:
+    load = measured["load"]
+    shown = {
+        key: load[key] for key in ("seconds", "memory_mb", "kv_cache_dtype", "quantization") if key in load
+    }
+    error = load["exception"]
+    if error is not None and error["stage"] == "load":
+        return _ended([_refusal(error)], shown)
+    marks = measured["log_marks"]
+    notes = [
+        _finding(kind, lines)
+        for pattern, kind in _MARKS
+        if (lines := [line for line in marks if re.search(pattern, line)])
+    ]
+    return _ended(notes, shown)
+
+
+def _refusal(error: Mapping[str, Any]) -> Finding:
+    said = f"{error['type']}: {error['message']}"
+    evidence = [said, f"raised in {error['where']}"]
+    if error["origin"] != "checkpoint":
+        return _finding("environment-fault", evidence)
+    kind = next((kind for pattern, kind in _REFUSALS if re.search(pattern, said)), "loader-error")
+    return _finding(kind, evidence)
+
+
+def _generation(error: Mapping[str, Any]) -> Scored:
+    """A stage that vLLM left with an exception after it had loaded the checkpoint."""
+    evidence = [f"{error['type']}: {error['message']}", f"raised in {error['where']}"]
+    kind = "generation-failed" if error["origin"] == "checkpoint" else "environment-fault"
+    return _ended([_finding(kind, evidence)], {})
+
+
+# --- text and image -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ask:
+    """One answer: with a question's own picture, with the swapped one, or without a picture."""
+
+    name: str
+    task: str
+    expected: str
+    said: str
+
+
+class _Answers:
+    """The answers of a checkpoint beside those of the BF16 model (None: there are none)."""
+
+    def __init__(
+        self,
+        measured: Mapping[str, Any],
+        baseline: Mapping[str, Any] | None,
+        bounds: Bounds,
+        known: bool,
+    ) -> None:
+        self._bounds = bounds
+        self._known = known
+        self._answers: list[Mapping[str, Any]] = measured["answers"]
+        self._theirs: list[Mapping[str, Any]] = baseline["answers"] if baseline is not None else []
+        self._said = {ask.name: ask.said for ask in _asks(self._theirs)}
+
+    def text(self) -> Scored:
+        """Tasks without a picture."""
+        found, measured = self._tasks(sight=False, drop=self._bounds.text_drop)
+        return _ended([*self._unknown(), *([_finding("speaks-wrongly", found)] if found else [])], measured)
+
+    def image(self) -> Scored:
+        """Tasks with a picture: what is answered, and whether it depends on the picture."""
+        found, measured = self._tasks(sight=True, drop=self._bounds.image_drop)
+        changed = _changed(self._answers)
+        usual = _changed(self._theirs) if self._theirs else dict.fromkeys(changed, 1.0)
+        share, usually = _mean(changed.values()), _mean(usual.values())
+        measured |= {"changed": round(share, 4), "changed_bf16": round(usually, 4) if self._theirs else None}
+        if share < self._bounds.blind * usually or (usually > 0 and share == 0):
+            say = f"{share:.0%} of the answers change with the picture; {usually:.0%} should"
+            return _ended([*self._unknown(), _finding("blind", [say, *found])], measured)
+        found += [
+            f"{task}: {part:.0%} of the answers change with the picture; {usual[task]:.0%} should"
+            for task, part in changed.items()
+            if part < self._bounds.blind * usual.get(task, 0.0)
+        ]
+        return _ended([*self._unknown(), *([_finding("sees-wrongly", found)] if found else [])], measured)
+
+    def _unknown(self) -> list[Finding]:
+        return [] if self._known else [_finding("answers-unknown", ["held against BF16's answers alone"])]
+
+    def _tasks(self, *, sight: bool, drop: float) -> tuple[list[str], dict[str, Any]]:
+        """A sentence for each task that is not answered well enough, and all tasks' numbers."""
+        asks = [ask for ask in _asks(self._answers) if (ask.task in self._sight()) is sight]
+        tasks = list(dict.fromkeys(ask.task for ask in asks))
+        found: list[str] = []
+        numbers: dict[str, Any] = {}
+        for task in tasks:
+            own = [ask for ask in asks if ask.task == task]
+            right = _mean(ask.said == ask.expected for ask in own)
+            theirs = [(self._said[ask.name], ask.expected) for ask in own if ask.name in self._said]
+            right_bf16 = _mean(said == expected for said, expected in theirs) if theirs else None
+            agree = _mean(ask.said == self._said.get(ask.name) for ask in own) if theirs else None
+            numbers[task] = {
+                "asked": len(own),
+                "accuracy": round(right, 4),
+                "accuracy_bf16": _rounded(right_bf16),
+                "agreement": _rounded(agree),
+            }
+            found += self._judge(task, right, right_bf16, agree, drop)
+        return found, {"tasks": numbers}
+
+    def _judge(
+        self, task: str, right: float, bf16: float | None, agree: float | None, drop: float
+    ) -> Iterator[str]:
+        if not self._known:
+            if agree is not None and agree < self._bounds.agreement:
+                least = self._bounds.agreement
+                yield f"{task}: {agree:.0%} of the answers are BF16's, at least {least:.0%} must be"
+            return
+        # What BF16 cannot do here either is still not done rightly.
+        least = self._bounds.least_accuracy
+        least = least if bf16 is None else max(bf16, least) - drop
+        if right < least - _ROUNDING:
+            beside = "" if bf16 is None else f", BF16 {bf16:.0%}"
+            yield f"{task}: {right:.0%} right{beside}, at least {least:.0%} must be"
+
+    def _sight(self) -> set[str]:
+        return {answer["task"] for answer in self._answers if answer["sight"]}
+
+
+_ROUNDING = 1e-9
+
+
+def _asks(answers: Sequence[Mapping[str, Any]]) -> list[_Ask]:
+    asks = []
+    for a in answers:
+        asks.append(_Ask(name=a["id"], task=a["task"], expected=a["expected"], said=a["answer"].strip()))
+        if a["swapped_answer"] is not None:
+            said, expected = a["swapped_answer"].strip(), a["swapped_expected"]
+            asks.append(_Ask(name=f"{a['id']} swapped", task=a["task"], expected=expected, said=said))
+    return asks
+
+
+def _changed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """For each task of sight the share of questions answered otherwise to the swapped picture."""
+    tasks: dict[str, list[bool]] = {}
+    for answer in answers:
+        if answer["sight"]:
+            changed = answer["answer"].strip() != (answer["swapped_answer"] or "").strip()
+            tasks.setdefault(answer["task"], []).append(changed)
+    return {task: _mean(changed) for task, changed in tasks.items()}
+
+
+def _mean(values: Any) -> float:
+    found = [float(value) for value in values]
+    return sum(found) / len(found) if found else 0.0
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+# --- fidelity and speed -------------------------------------------------------------------------
+
+
+def _fidelity(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None, bounds: Bounds) -> Scored:
+    numbers = measured["fidelity"]
+    if baseline is None or numbers is None:
+        return _blocked("the BF16 model gave no answers here")
+    found: list[Finding] = []
+    if numbers["not_finite"]:
+        say = f"of {numbers['not_finite']} answered tokens"
+        found.append(_finding("not-finite-output", [say]))
+    if numbers["mean_kl"] is not None:
+        found += [_finding("diverges", beyond)] if (beyond := _beyond(numbers, bounds)) else []
+    return _ended(found, numbers)
+
+
+def _beyond(numbers: Mapping[str, Any], bounds: Bounds) -> list[str]:
+    beyond = [
+        f"{name} divergence {numbers[key]:.4g} nats, at most {bound:g} may be"
+        for name, key, bound in (
+            ("mean", "mean_kl", bounds.mean_kl),
+            ("99th percentile of the", "p99_kl", bounds.p99_kl),
+        )
+        if numbers[key] > bound
+    ]
+    if numbers["top1_agreement"] < bounds.top1_agreement:
+        beyond.append(
+            f"{numbers['top1_agreement']:.1%} of the likeliest tokens are BF16's, "
+            f"at least {bounds.top1_agreement:.1%} must be"
+        )
+    return beyond
+
+
+def _speed(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None, bounds: Bounds) -> Scored:
+    numbers = dict(measured["speed"])
+    if baseline is None:
+        return _ended([], numbers)
+    ratio = numbers["output_tokens_per_second"] / max(
+        baseline["speed"]["output_tokens_per_second"], _ROUNDING
+    )
+    numbers["of_bf16"] = round(ratio, 3)
+    if bounds.least_speed is not None and ratio < bounds.least_speed:
+        say = f"{ratio:.0%} of BF16's output tokens a second, at least {bounds.least_speed:.0%} must be"
+        return _ended([_finding("slower-than-bf16", [say])], numbers)
+    return _ended([], numbers)
