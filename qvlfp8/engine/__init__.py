@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from qvlfp8.environments import Environment
 from qvlfp8.locks import Lock
-from qvlfp8.matrix import Environment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,12 +122,14 @@ class Uv:
         for name, lines in files.items():
             (scratch / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         made = scratch / "lock.txt"
+        places = (*_SOURCE_FLAGS, *self._torch, *self._links)
+        flags = ("--only-binary", ":all:") if asked.released else places
         try:
             self._run(
                 "pip", "compile", "--quiet", "--no-header", "--generate-hashes",
                 "--python", str(builder), "--python-version", asked.python,
                 "--python-platform", asked.platform, "--exclude-newer", asked.exclude_newer,
-                *_SOURCE_FLAGS, *self._torch, *self._links,
+                *flags,
                 "--overrides", str(scratch / "override"), "--excludes", str(scratch / "exclude"),
                 "--output-file", str(made), str(scratch / "requires"),
                 log=scratch / "log.txt", vllm=_vllm_version(asked.requires),
@@ -155,12 +157,14 @@ class Uv:
             StoreWriteError: the disk refuses.
             BuildError: anything else that uv says.
         """
-        wheels, source = split_lock(lock.path.read_text(encoding="utf-8"))
+        text = lock.path.read_text(encoding="utf-8")
+        wheels, source = (text, "") if lock.released else split_lock(text)
+        places = () if lock.released else (*self._torch, *self._links)
         folder.mkdir(parents=True, exist_ok=True)
         target = ("--python", str(folder / "bin" / "python"), "--quiet", "--require-hashes")
         plain = folder / "lock.txt"
         plain.write_text(wheels, encoding="utf-8")
-        self._run("pip", "sync", *target, *self._torch, *self._links, str(plain), log=log)
+        self._run("pip", "sync", *target, *places, str(plain), log=log)
         if source:
             built = folder / "lock-source.txt"
             built.write_text(source, encoding="utf-8")
@@ -168,6 +172,18 @@ class Uv:
                 "pip", "install", *target, "--no-deps", *_SOURCE_FLAGS, "--requirements", str(built),
                 log=log, vllm=lock.versions()[BUILT_FROM_SOURCE],
             )  # fmt: skip
+
+    def unpack(self, requirements: Path, folder: Path, *, python: str, platform: str, log: Path) -> None:
+        """Unpack hash-locked wheels, as they are released for another Python and platform, into a folder.
+
+        Raises:
+            QvlError: as for :meth:`sync`.
+        """
+        self._run(
+            "pip", "install", "--quiet", "--target", str(folder), "--python-version", python,
+            "--python-platform", platform, "--no-deps", "--require-hashes", "--only-binary", ":all:",
+            "--requirements", str(requirements), log=log,
+        )  # fmt: skip
 
     def _run(self, *arguments: str, log: Path, vllm: str | None = None) -> None:
         extra = {}

@@ -14,8 +14,8 @@ from typing import Any
 from qvlfp8.engine import Announce, Batch, Exit
 from qvlfp8.engine.process import Processes
 from qvlfp8.engine.uv import Uv
+from qvlfp8.environments import Environment
 from qvlfp8.locks import Lock
-from qvlfp8.matrix import Environment
 from qvlfp8.source import PACKAGE
 from qvlfp8.store import Store, writing
 

@@ -1,0 +1,168 @@
+"""``qvlfp8 bundle``."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qvlfp8 import bundle
+from qvlfp8.cells import Cell
+from qvlfp8.engine.process import Processes
+from qvlfp8.engine.uv import Uv
+from qvlfp8.environments import ServeEnvironment
+from qvlfp8.errors import UsageError
+from qvlfp8.locks import GPU_HOST, read_lock
+from qvlfp8.plan import Plan, Step
+from qvlfp8.project import Project
+
+BUNDLES = "bundles.yaml"
+
+
+def make_bundle(
+    matrix: Path,
+    store: Path | None,
+    names: Sequence[str],
+    *,
+    have: Path,
+    out: Path,
+    split: str | None,
+    only: Sequence[str],
+    everything: bool,
+    jobs: bool,
+    packages: bool,
+    time_limit: float,
+) -> None:
+    """Write what a GPU host without network needs to run these environments' cells.
+
+    Args:
+        names: ids of serve environments.
+        have: what ``pip list --format=freeze`` said on the host.
+        split: the most that a piece may hold (``58M``), None for one whole.
+        only: of the environments' cells those that match; ``everything``: not only the default slice.
+        jobs: bring what is to be run as well; without, the environments only.
+        packages: bring the environments; without, only what is to be run in those brought before.
+        time_limit: for each job, in seconds.
+
+    Raises:
+        QvlError: by class; ``out`` is then not there, or not whole.
+    """
+    console = Console(stderr=True)
+
+    def show(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    project = Project.open(matrix, store)
+    file = bundle.read_bundles(matrix.parent / BUNDLES)
+    try:
+        host = bundle.read_have(have.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{have}: cannot be read: {error}", mend="name the host's list (--have)") from None
+    environments = [_environment(project, name) for name in names]
+    limit = None if split is None else bundle.size(split)
+    processes = Processes(lambda command: show(f"$ {command}"))
+    try:
+        with tempfile.TemporaryDirectory(prefix="qvlfp8-bundle-", dir=out.absolute().parent) as folder:
+            scratch = Path(folder)
+            uv = Uv(processes, torch=project.matrix.file.locks.torch)
+            brought = environments if packages else []
+            trees = [_tree(project, e, file.rule(e.id), host, uv, scratch / e.id) for e in brought]
+            if jobs:
+                trees.append(_work(project, names, only, scratch, everything=everything, limit_s=time_limit))
+            for piece in bundle.write_bundle(out, trees, split=limit):
+                size = sum(path.stat().st_size for path in piece.rglob("*") if path.is_file())
+                print(f"{piece}  {size / 1e6:.1f} MB")
+    finally:
+        processes.stop()
+
+
+def _environment(project: Project, name: str) -> ServeEnvironment:
+    known = {e.id: e for e in project.matrix.file.serve if e.device == "cuda"}
+    if name not in known:
+        raise UsageError(f"no serve environment {name!r} for a GPU", mend=f"name one of {', '.join(known)}")
+    return known[name]
+
+
+def _tree(
+    project: Project,
+    environment: ServeEnvironment,
+    rule: bundle.Rule,
+    host: dict[str, str],
+    uv: Uv,
+    scratch: Path,
+) -> bundle.Tree:
+    lock = read_lock(project.matrix, environment, "cuda")
+    packages = bundle.sort_lock(lock.path.read_text(encoding="utf-8"), host, rule)
+    scratch.mkdir()
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(packages.requirements, encoding="utf-8")
+    uv.unpack(
+        requirements, scratch / "site",
+        python=GPU_HOST.python, platform=GPU_HOST.platform, log=scratch / "log.txt",
+    )  # fmt: skip
+    files = bundle.files_of(scratch / "site", rule)
+    if rule.compute_capability is not None:
+        smaller = scratch / "smaller"
+        smaller.mkdir()
+        files = bundle.for_one_gpu(files, rule.compute_capability, smaller)
+    spec: dict[str, Any] = {
+        "python": GPU_HOST.python,
+        "lock": lock.digest,
+        "brought": dict(packages.brought),
+        "host": dict(packages.host),
+        "variables": rule.variables,
+    }
+    return bundle.Tree(name=environment.id, files=files, environment=spec)
+
+
+def _work(
+    project: Project,
+    names: Sequence[str],
+    only: Sequence[str],
+    scratch: Path,
+    *,
+    everything: bool,
+    limit_s: float,
+) -> bundle.Tree:
+    cells = [cell for cell in project.cells(only=only, everything=everything) if cell.serve.id in names]
+    plan = project.plan(cells, project.locks(cells))
+    steps = [step for cell in cells if (step := _run_of(project, plan, cell)) is not None]
+    if not steps:
+        raise UsageError(
+            "no cell of these environments has a checkpoint to run",
+            mend="`qvlfp8 matrix` makes the checkpoints; --no-jobs brings the environments only",
+        )
+
+    def folder_of(step: Step) -> Path:
+        name = "model" if step.stage == "model" else "checkpoint"
+        return project.store.entry(step.stage, step.digest) / name
+
+    batches, files = bundle.generate_batches(plan, steps, folder_of, limit_s)
+    return bundle.work_tree(batches, files, scratch)
+
+
+def _run_of(project: Project, plan: Plan, cell: Cell) -> Step | None:
+    """The cell's run of vLLM, if what it and its baseline read has been made."""
+    if "load" not in plan.stages[cell.id]:
+        return None
+    needs = (plan.step(cell, "quantize"), *(plan.steps[n] for n in plan.baseline(cell).needs))
+    for need in needs:
+        if need.stage != "build":
+            record = project.store.record(need.stage, need.digest)
+            if record is None or record.status != "pass":
+                return None
+    return plan.step(cell, "load")
+
+
+def run_bundle(folder: Path, options: Sequence[str]) -> int:
+    """Run a bundle on this machine, as its ``start.sh`` does; returns the exit code."""
+    from qvlfp8.worker import run_bundle as runner
+
+    if not (folder / runner.ARCHIVES).is_dir() and not (folder / runner.JOBS).is_dir():
+        print(f"{folder}: not a bundle: it has neither archives nor jobs", file=sys.stderr)
+        return UsageError.exit_code
+    return runner.main(options, folder.resolve())
