@@ -77,6 +77,13 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session
+def truth(session: nox.Session) -> None:
+    """Plant faults in good checkpoints, and see whether the stages catch every one without a false alarm."""
+    install(session)
+    run(session, "qvlfp8", "truth", *session.posargs)
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Resolve environments of matrix.yaml into containers/locks/."""
     install(session)

@@ -157,6 +157,139 @@ def lock(
 
 
 @app.command()
+def truth(
+    per_task: Annotated[
+        int, typer.Option("--per-task", min=1, help="Questions of each task that every checkpoint is asked.")
+    ] = 12,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Plant faults in good checkpoints and see which stage catches each, in vLLM's CPU build."""
+    from qvlfp8.commands.truth import run_truth
+
+    run_truth(matrix_file, store, per_task=per_task, verbose=verbose)
+
+
+reference_app = typer.Typer(help="The trained reference model.", rich_markup_mode=None)
+app.add_typer(reference_app, name="reference")
+
+
+@reference_app.command("train")
+def reference_train(
+    out: Annotated[Path, typer.Option("--out", help="Where the model goes; must not exist yet.")],
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="[default: the shipped plan's]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="[default: the shipped plan's]")] = None,
+    here: Annotated[
+        bool,
+        typer.Option("--here", help="Use this Python's own torch and transformers, on a GPU host above all."),
+    ] = False,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Train the reference model again, by the plan of the shipped one."""
+    from qvlfp8.commands.reference import run_train
+
+    run_train(matrix_file, store, out, steps=steps, seed=seed, here=here)
+
+
+@reference_app.command("eval")
+def reference_eval(
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="A checkpoint's folder [default: the shipped model].")
+    ] = None,
+    per_task: Annotated[int, typer.Option("--per-task", min=1, help="Questions of each task.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the exam.")] = 1001,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Score it with its tower broken as well.")
+    ] = False,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Score a served model: an OpenAI-compatible server's /v1.")
+    ] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Use this Python's own torch and transformers.")
+    ] = False,
+    as_json: JsonOption = False,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Score a checkpoint by its weights (transformers), or a served model by its answers."""
+    from qvlfp8.commands.reference import run_eval
+
+    run_eval(
+        matrix_file, store, checkpoint, per_task=per_task, seed=seed, ablations=ablations, url=url,
+        here=here, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def bundle(
+    environments: Annotated[list[str], typer.Argument(help="Serve environments, such as vllm-0.26.0.")],
+    have: Annotated[
+        Path, typer.Option("--have", help="What `pip list --format=freeze` said on the GPU host.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Where the bundle goes; must not exist yet.")],
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="SIZE", help="The most of a piece, such as 58M.")
+    ] = None,
+    only: OnlyOption = None,
+    everything: AllOption = False,
+    jobs: Annotated[bool, typer.Option("--jobs/--no-jobs", help="Bring what is to be run as well.")] = True,
+    packages: Annotated[
+        bool, typer.Option("--packages/--no-packages", help="Bring the environments' packages.")
+    ] = True,
+    time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds, for each job.")] = 300.0,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Pack what a GPU host without network needs to run the cells of serve environments."""
+    from qvlfp8.commands.bundle import make_bundle
+
+    make_bundle(
+        matrix_file, store, environments, have=have, out=out, split=split, only=only or [],
+        everything=everything, jobs=jobs, packages=packages, time_limit=time_limit,
+    )  # fmt: skip
+
+
+@app.command("run-bundle", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run_bundle(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="The bundle's folder, its pieces laid over each other.")],
+) -> int:
+    """Run a bundle here, as its start.sh does; `--help` after the folder lists its options."""
+    from qvlfp8.commands.bundle import run_bundle as run
+
+    return run(folder, context.args)
+
+
+results_app = typer.Typer(help="Committed records of runs on GPUs, in results/.", rich_markup_mode=None)
+app.add_typer(results_app, name="results")
+
+
+@results_app.command("import")
+def results_import(
+    folder: Annotated[Path, typer.Argument(help="The folder `out` that a bundle's run left.")],
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Take in what a bundle's run brought back, after checking its digests."""
+    from qvlfp8.commands.results import import_results
+
+    import_results(matrix_file, store, folder)
+
+
+@results_app.command("report")
+def results_report(
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Write results/README.md: every run's marks, and the pictures and answers that prove them."""
+    from qvlfp8.commands.results import write_report
+
+    write_report(matrix_file, store)
+
+
+@app.command()
 def schema(name: Annotated[Literal["matrix", "recipe", "record"], typer.Argument()]) -> None:
     """Print the JSON Schema of matrix.yaml, of a recipe, or of a record."""
     from qvlfp8.commands.schema import show_schema

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qvlfp8.matrix import Cell, Expectation
+from qvlfp8.cells import Cell, Expectation
 from qvlfp8.report.table import StageView
 
 
@@ -18,7 +18,7 @@ def surprise(
         blocked_as_expected: an earlier stage of the cell was expected to fail, so that this one
             could not be executed.
     """
-    subject = f"{cell.id if view.stage == 'preflight' else cell.checkpoint} · {view.stage}"
+    subject = f"{cell.subject(view.stage)} · {view.stage}"
     match view.status:
         case "pass" | "fail":
             return _compare(subject, cell, view, expected)
@@ -29,7 +29,7 @@ def surprise(
         case "blocked":
             return None if blocked_as_expected else f"{subject}: blocked by {view.because}"
         case "not run":
-            if blocked_as_expected:
+            if blocked_as_expected or view.excused:
                 return None
             return f"{subject}: not run\n  mend: nox -s matrix -- --only '{cell.id}'"
 
@@ -52,5 +52,4 @@ def _compare(subject: str, cell: Cell, view: StageView, expected: Sequence[Expec
 
 def suggestion(cell: Cell, view: StageView, finding: str) -> str:
     """The line of matrix.yaml that would expect a finding."""
-    cells = cell.id if view.stage == "preflight" else cell.checkpoint
-    return f'- {{cells: "{cells}", stage: {view.stage}, finding: {finding}, reason: "…"}}'
+    return f'- {{cells: "{cell.subject(view.stage)}", stage: {view.stage}, finding: {finding}, reason: "…"}}'

@@ -12,8 +12,7 @@ from typing import Any
 
 from qvlfp8 import findings
 from qvlfp8.engine import Exit
-from qvlfp8.matrix import Stage
-from qvlfp8.results import Fault, Finding, Recorded
+from qvlfp8.results import Fault, Finding, Recorded, RecordedStage
 
 _MACHINE_FAULTS = {
     "MemoryError",
@@ -41,7 +40,7 @@ class Verdict:
     fault: Fault | None = None
 
 
-def judge(stage: Stage, result: Mapping[str, Any] | None, ended: Exit, limit_s: float) -> Verdict:
+def judge(stage: RecordedStage, result: Mapping[str, Any] | None, ended: Exit, limit_s: float) -> Verdict:
     """Judge one job from its ``result.json`` (None: there is none) and how its process ended."""
     if result is None:
         return Verdict(status="error", fault=_without_result(ended, limit_s))
@@ -76,14 +75,16 @@ def _without_result(ended: Exit, limit_s: float) -> Fault:
     )
 
 
-def _judge_measured(stage: Stage, measured: Mapping[str, Any]) -> Verdict:
+def _judge_measured(stage: RecordedStage, measured: Mapping[str, Any]) -> Verdict:
     match stage:
-        case "quantize":
-            return Verdict(status="pass")
+        case "generate":
+            return _judge_generation(measured)
         case "inspect":
             found = findings.diagnose_inspect(measured)
         case "preflight":
             found = findings.diagnose_preflight(measured)
+        case _:
+            return Verdict(status="pass")
     weights = {finding.severity for finding in found}
     if "error" in weights:
         first = next(finding for finding in found if finding.severity == "error")
@@ -100,3 +101,12 @@ def _judge_measured(stage: Stage, measured: Mapping[str, Any]) -> Verdict:
             for f in found
         ),
     )
+
+
+def _judge_generation(measured: Mapping[str, Any]) -> Verdict:
+    """Whether vLLM could be run; what the answers are worth is for :mod:`qvlfp8.scoring` to say."""
+    raised = measured["load"]["exception"]
+    if raised is None or raised["origin"] == "checkpoint":
+        return Verdict(status="pass")
+    fault = Fault(kind=raised["type"], message=raised["message"], where=raised.get("where"))
+    return Verdict(status="error", fault=fault)

@@ -8,178 +8,59 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import InvalidVersion, Version
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field
 
+from qvlfp8.cells import (
+    OF_CHECKPOINT,
+    PLAIN,
+    Cell,
+    CellRow,
+    Exclusion,
+    Expectation,
+    Globs,
+    Model,
+    Stage,
+    Variant,
+    admits,
+    globs,
+)
+from qvlfp8.environments import (
+    TRANSFORMERS_BOUNDS,
+    Environment,
+    LockPolicy,
+    Locks,
+    QuantizeEnvironment,
+    ServeEnvironment,
+)
 from qvlfp8.finding_kinds import KINDS
 from qvlfp8.recipe import Recipe, Sentence, read_recipes
+from qvlfp8.scoring import Bounds
 from qvlfp8.yamlfile import Document, Location, Strict
 
-Stage = Literal["quantize", "inspect", "preflight"]
-STAGES: tuple[Stage, ...] = ("quantize", "inspect", "preflight")
-"""The stages that this version executes, in order; what comes before them builds environments."""
-
-Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _is_version(text: str) -> str:
-    try:
-        return str(Version(text))
-    except InvalidVersion:
-        raise ValueError(f"{text!r} is not a version") from None
+class Exam(Strict):
+    """The pictures and questions that trained models are asked: a function of these two numbers."""
+
+    seed: int = Field(default=1, ge=0)
+    per_task: int = Field(default=24, ge=1, le=1000)
 
 
-def _is_specifier(text: str) -> str:
-    try:
-        return str(SpecifierSet(text))
-    except InvalidSpecifier:
-        raise ValueError(f"{text!r} is not a version specifier such as '>=0.10,<0.13'") from None
-
-
-PackageVersion = Annotated[str, AfterValidator(_is_version)]
-Specifier = Annotated[str, AfterValidator(_is_specifier)]
-Globs = tuple[str, ...] | str
-"""One glob over ids, or several."""
-
-TRANSFORMERS_BOUNDS: tuple[tuple[str, str, str, str], ...] = (
-    ("modelopt", "<0.39", "<4.57", "its [hf] extra"),
-    ("modelopt", ">=0.39,<0.44", "<5", "its [hf] extra"),
-    ("modelopt", ">=0.46", ">=4.57,<5.15", "its [hf] extra"),
-    ("vllm", "<0.12", "<5", "written for 4.x; its metadata has no ceiling, yet 5.x breaks it"),
-    ("vllm", ">=0.12,<0.20", ">=4.56,<5", "its metadata"),
-    (
-        "vllm",
-        ">=0.20,<0.24",
-        ">=4.56,!=5.0.*,!=5.1.*,!=5.2.*,!=5.3.*,!=5.4.*,!=5.5.0",
-        "its metadata",
-    ),
-    ("vllm", ">=0.24,<0.30", ">=5.5.3", "its metadata"),
-    ("vllm", ">=0.30,<0.33", ">=5.10.4", "its metadata"),
-    ("vllm", ">=0.33", ">=5.16.1,<5.21", "its metadata"),
-)
-"""(package, its versions, transformers versions it works with, source): the pairs that cannot be."""
-
-
-class Model(Strict):
-    """A model to quantize. ``random`` is the reference model made from a seed, for layout tests."""
-
-    id: Identifier
-    reference: Literal["random"]
-    seed: int = Field(default=0, ge=0)
-    tie_word_embeddings: bool = False
-    default: bool = False
-
-
-class _Environment(Strict):
-    transformers: PackageVersion
-    default: bool = False
-    requires: tuple[str, ...] = ()
-    override: tuple[str, ...] = ()
-
-
-class QuantizeEnvironment(_Environment):
-    """One locked set of packages that makes checkpoints: ModelOpt x transformers x torch."""
-
-    modelopt: PackageVersion
-    kind: Literal["quantize"] = Field(default="quantize", exclude=True)
-
-    @property
-    def id(self) -> str:
-        """``modelopt-VERSION``."""
-        return f"modelopt-{self.modelopt}"
-
-    @property
-    def package(self) -> tuple[str, str]:
-        """The package that the environment is about, and its version."""
-        return "modelopt", self.modelopt
-
-
-class ServeEnvironment(_Environment):
-    """One locked set of packages that serves checkpoints: vLLM x transformers x torch."""
-
-    vllm: PackageVersion
-    kind: Literal["serve"] = Field(default="serve", exclude=True)
-
-    @property
-    def id(self) -> str:
-        """``vllm-VERSION``."""
-        return f"vllm-{self.vllm}"
-
-    @property
-    def package(self) -> tuple[str, str]:
-        """The package that the environment is about, and its version."""
-        return "vllm", self.vllm
-
-
-Environment = QuantizeEnvironment | ServeEnvironment
-
-
-class LockPolicy(Strict):
-    """What every environment of one kind asks for beside its own line."""
-
-    requires: tuple[str, ...] = ()
-    override: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-
-class Locks(Strict):
-    """How locks are resolved."""
-
-    python: Annotated[str, StringConstraints(pattern=r"^3\.\d+$")]
-    platform: str
-    torch: str
-    exclude_newer: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
-    quantize: LockPolicy
-    serve: LockPolicy
-
-
-class CellRow(Strict):
-    """Cells that belong together: each named recipe x quantize environment x model x serve environment."""
+class BoundsRow(Strict):
+    """How far checkpoints of some recipes may be from BF16; see :class:`qvlfp8.scoring.Bounds`."""
 
     recipes: Globs
-    quantize: Globs
-    models: Globs
-    serve: Globs
-
-
-class Exclusion(Strict):
-    """Cells that a row names and that are left out all the same, with the reason."""
-
-    cells: str
+    text_drop: Share | None = None
+    image_drop: Share | None = None
+    mean_kl: float | None = Field(default=None, gt=0)
+    p99_kl: float | None = Field(default=None, gt=0)
+    top1_agreement: Share | None = None
     reason: Sentence
-
-
-class Expectation(Strict):
-    """One finding that some cells show at one stage, with the reason; checked in both directions.
-
-    A cell that several expectations cover is expected to show all of their findings, and no other.
-    """
-
-    cells: Globs
-    stage: Stage
-    finding: Identifier
-    vllm: Specifier | None = None
-    modelopt: Specifier | None = None
-    transformers: Specifier | None = None
-    """The transformers that the checkpoint was made with."""
-    reason: Sentence
-    link: Annotated[str, StringConstraints(pattern=r"^https://\S+$")] | None = None
-
-    def covers(self, cell: Cell, stage: Stage) -> bool:
-        """Whether this speaks of that cell's stage; before preflight, stages are the checkpoint's alone."""
-        name = cell.id if stage == "preflight" else cell.checkpoint
-        return (
-            self.stage == stage
-            and (stage != "preflight" or _admits(self.vllm, cell.serve.vllm))
-            and _admits(self.modelopt, cell.quantize.modelopt)
-            and _admits(self.transformers, cell.quantize.transformers)
-            and any(fnmatchcase(name, glob) for glob in _globs(self.cells))
-        )
 
 
 class MatrixFile(Strict):
@@ -189,33 +70,12 @@ class MatrixFile(Strict):
     models: tuple[Model, ...] = Field(min_length=1)
     quantize: tuple[QuantizeEnvironment, ...] = Field(min_length=1)
     serve: tuple[ServeEnvironment, ...] = Field(min_length=1)
+    variants: tuple[Variant, ...] = (PLAIN,)
     cells: tuple[CellRow, ...] = Field(min_length=1)
+    exam: Exam = Exam()
+    bounds: tuple[BoundsRow, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
     expectations: tuple[Expectation, ...] = ()
-
-
-class Cell(Strict):
-    """Recipe x quantize environment x model x serve environment."""
-
-    recipe: Recipe
-    quantize: QuantizeEnvironment
-    model: Model
-    serve: ServeEnvironment
-
-    @cached_property
-    def checkpoint(self) -> str:
-        """``RECIPE/QUANTIZE/MODEL``: the id of the checkpoint that the cell serves."""
-        return f"{self.recipe.id}/{self.quantize.id}/{self.model.id}"
-
-    @cached_property
-    def id(self) -> str:
-        """``RECIPE/QUANTIZE/MODEL/SERVE``."""
-        return f"{self.checkpoint}/{self.serve.id}"
-
-    @property
-    def default(self) -> bool:
-        """Whether the cell belongs to the slice that runs when nothing is asked for."""
-        return self.quantize.default and self.model.default and self.serve.default
 
 
 class Matrix(Strict):
@@ -237,6 +97,14 @@ class Matrix(Strict):
         locks = self.file.locks
         return locks.quantize if environment.kind == "quantize" else locks.serve
 
+    def bounds(self, cell: Cell) -> Bounds:
+        """How far the cell may be from BF16: each field as the last row says that names its recipe."""
+        told: dict[str, Any] = {}
+        for row in self.file.bounds:
+            if any(fnmatchcase(cell.recipe.id, glob) for glob in globs(row.recipes)):
+                told |= row.model_dump(exclude={"recipes", "reason"}, exclude_none=True)
+        return Bounds(**told)
+
     def expected(self, cell: Cell, stage: Stage) -> tuple[Expectation, ...]:
         """What the cell is expected to show at that stage; nothing means pass."""
         return tuple(e for e in self.file.expectations if e.covers(cell, stage))
@@ -252,22 +120,14 @@ def read_matrix(path: Path) -> Matrix:
     document = Document.read(path)
     file = document.parse(MatrixFile)
     recipes = read_recipes(path.parent / "recipes")
-    for field in ("models", "quantize", "serve"):
+    for field in ("models", "quantize", "serve", "variants"):
         _no_duplicates(document, field, [item.id for item in getattr(file, field)])
     _check_pairs(document, file)
     cells, excluded = _expand(document, file, recipes)
     matrix = Matrix(path=path, file=file, recipes=recipes, cells=cells, excluded=excluded)
     _check_expectations(document, matrix)
+    _check_bounds(document, matrix)
     return matrix
-
-
-@cache
-def _admits(specifier: str | None, version: str) -> bool:
-    return specifier is None or SpecifierSet(specifier).contains(version, prereleases=True)
-
-
-def _globs(globs: Globs) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else globs
 
 
 def _no_duplicates(document: Document, field: str, ids: Sequence[str]) -> None:
@@ -287,9 +147,9 @@ def _check_pairs(document: Document, file: MatrixFile) -> None:
         for index, environment in enumerate(environments):
             package, version = environment.package
             for name, versions, bounds, source in TRANSFORMERS_BOUNDS:
-                if name != package or not _admits(versions, version):
+                if name != package or not admits(versions, version):
                     continue
-                if not _admits(bounds, environment.transformers):
+                if not admits(bounds, environment.transformers):
                     raise document.error(
                         (field, index, "transformers"),
                         f"{package} {version} cannot be with transformers "
@@ -324,9 +184,8 @@ def _cells_of(
 ) -> Iterator[Cell]:
     def named(field: str, known: Iterable[str]) -> set[str]:
         ids = tuple(known)
-        globs = getattr(row, field)
         found: set[str] = set()
-        for glob in _globs(globs):
+        for glob in globs(getattr(row, field)):
             hit = {name for name in ids if fnmatchcase(name, glob)}
             if not hit:
                 raise _names_nothing(document, (*where, field), glob, ids)
@@ -337,17 +196,15 @@ def _cells_of(
     quantize_ids = named("quantize", (e.id for e in file.quantize))
     model_ids = named("models", (m.id for m in file.models))
     serve_ids = named("serve", (e.id for e in file.serve))
-    for recipe in recipes.values():
-        for quantize in file.quantize:
-            for model in file.models:
-                for serve in file.serve:
-                    if (
-                        recipe.id in recipe_ids
-                        and quantize.id in quantize_ids
-                        and model.id in model_ids
-                        and serve.id in serve_ids
-                    ):
-                        yield Cell(recipe=recipe, quantize=quantize, model=model, serve=serve)
+    variant_ids = named("variants", (v.id for v in file.variants))
+    for recipe, quantize, model, serve, variant in product(
+        (r for r in recipes.values() if r.id in recipe_ids),
+        (e for e in file.quantize if e.id in quantize_ids),
+        (m for m in file.models if m.id in model_ids),
+        (e for e in file.serve if e.id in serve_ids),
+        (v for v in file.variants if v.id in variant_ids),
+    ):
+        yield Cell(recipe=recipe, quantize=quantize, model=model, serve=serve, variant=variant)
 
 
 def _names_nothing(document: Document, where: Location, glob: str, known: Iterable[str]) -> Exception:
@@ -362,7 +219,7 @@ def _check_expectations(document: Document, matrix: Matrix) -> None:
         where = ("expectations", index)
         if expectation.finding not in KINDS and expectation.stage != "quantize":
             raise document.error((*where, "finding"), "no such finding", mend=_closest(expectation.finding))
-        if expectation.vllm is not None and expectation.stage != "preflight":
+        if expectation.vllm is not None and expectation.stage in OF_CHECKPOINT:
             raise document.error(
                 (*where, "vllm"), f"{expectation.stage} knows no vLLM", mend="remove the key"
             )
@@ -382,22 +239,13 @@ def _check_expectations(document: Document, matrix: Matrix) -> None:
                 )
 
 
+def _check_bounds(document: Document, matrix: Matrix) -> None:
+    for index, row in enumerate(matrix.file.bounds):
+        for glob in globs(row.recipes):
+            if not any(fnmatchcase(name, glob) for name in matrix.recipes):
+                raise _names_nothing(document, ("bounds", index, "recipes"), glob, matrix.recipes)
+
+
 def _closest(finding: str) -> str:
     close = difflib.get_close_matches(finding, KINDS, n=1)
     return f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(sorted(KINDS))}"
-
-
-def select(cells: Iterable[Cell], *, only: Sequence[str], everything: bool) -> tuple[Cell, ...]:
-    """The cells to run: those whose id matches a glob of ``only``; else the default slice, or all."""
-
-    def wanted(cell: Cell) -> bool:
-        if only:
-            return any(_matches(cell, glob) for glob in only)
-        return everything or cell.default
-
-    return tuple(cell for cell in cells if wanted(cell))
-
-
-def _matches(cell: Cell, glob: str) -> bool:
-    """A glob without a slash is sought in any part of the id, one with slashes in the whole."""
-    return any(fnmatchcase(text, glob) for text in (cell.id, *cell.id.split("/")))

@@ -3,6 +3,10 @@
 A step's digest covers everything that can change what it measures: the worker's source, the lock of
 the environment it runs in, its parameters, and the digests of the steps it needs. Steps that several
 cells share (a model, a checkpoint, an environment) stand in the plan once.
+
+A run of vLLM has a second key, under which a record that was made elsewhere and committed can stand for
+it: what was asked (model, recipe, locks, exam, options), without our own source. A GPU is not at hand
+wherever a comment in a worker changes; what the record says of the checkpoint's bytes stands in it.
 """
 
 from __future__ import annotations
@@ -12,8 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from qvlfp8 import digest, source
-from qvlfp8.matrix import STAGES, Cell, Environment, Model, Stage
+from qvlfp8.cells import GENERATED, Cell, Model, Stage
+from qvlfp8.environments import Device, Environment
 from qvlfp8.results import RecordedStage
+
+LockKey = tuple[str, Device]
+"""Environment id, and the device that the lock is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +35,10 @@ class Step:
     params: Mapping[str, Any]
     inputs: Mapping[str, Any]
     needs: tuple[str, ...]
+    device: Device = "cpu"
+    """What the step needs to run on."""
+    evidence: str | None = None
+    """Key of the committed record that can stand for this step: what was asked, without our own source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +54,11 @@ class Plan:
         """The step that answers a cell's stage."""
         return self.steps[self.stages[cell.id][stage]]
 
+    def baseline(self, cell: Cell) -> Step:
+        """The run of the unquantized model that the cell's own run is compared with."""
+        needs = (self.steps[need] for need in self.step(cell, "load").needs)
+        return next(need for need in needs if need.stage == "generate")
+
     def of_cell(self, cell: Cell) -> tuple[Step, ...]:
         """All steps of a cell in order, builds and model included."""
         wanted: dict[str, Step] = {}
@@ -51,14 +68,15 @@ class Plan:
                 add(self.steps[need])
             wanted.setdefault(step.digest, step)
 
-        for stage in STAGES:
-            add(self.step(cell, stage))
+        for digest_of_stage in self.stages[cell.id].values():
+            add(self.steps[digest_of_stage])
         return tuple(wanted.values())
 
 
 class _Planner:
-    def __init__(self, locks: Mapping[str, str]) -> None:
+    def __init__(self, locks: Mapping[LockKey, str], exam: Mapping[str, int]) -> None:
         self._locks = locks
+        self._exam = exam
         self.steps: dict[str, Step] = {}
         self._quantized: dict[str, Step] = {}
 
@@ -71,6 +89,8 @@ class _Planner:
         needs: tuple[Step, ...] = (),
         environment: Environment | None = None,
         params: Mapping[str, Any] | None = None,
+        device: Device = "cpu",
+        evidence: str | None = None,
     ) -> Step:
         params = params or {}
         key = {
@@ -87,15 +107,21 @@ class _Planner:
             params=params,
             inputs=inputs,
             needs=tuple(need.digest for need in needs),
+            device=device,
+            evidence=evidence,
         )
         return self.steps.setdefault(step.digest, step)
 
-    def build(self, environment: Environment) -> Step:
-        lock = self._locks[environment.id]
+    def build(self, environment: Environment, device: Device = "cpu") -> Step:
+        lock = self._locks.get((environment.id, device))
         inputs = {"environment": environment.id, "lock": lock}
-        return self._add("build", environment.id, inputs=inputs, environment=environment)
+        name = environment.id if device == "cpu" else f"{environment.id}.{device}"
+        return self._add("build", name, inputs=inputs, environment=environment, device=device)
 
     def model(self, model: Model) -> Step:
+        if model.reference == "trained":
+            inputs = {"source": source.of_modules("reference"), "weights": source.of_trained_weights()}
+            return self._add("model", model.id, inputs=inputs, params={"tied": model.tie_word_embeddings})
         return self._add(
             "model",
             model.id,
@@ -134,7 +160,7 @@ class _Planner:
     def preflight(self, cell: Cell) -> Step:
         return self._add(
             "preflight",
-            cell.id,
+            f"{cell.checkpoint}/{cell.serve.id}",
             inputs={
                 "worker": source.of_worker("preflight"),
                 "judgement": source.of_judgement(),
@@ -143,21 +169,56 @@ class _Planner:
             environment=cell.serve,
         )
 
+    def baseline(self, cell: Cell) -> Step:
+        return self._generate(cell, cell.baseline, self.model(cell.model), recipe=None)
 
-def make_plan(cells: Iterable[Cell], locks: Mapping[str, str]) -> Plan:
+    def generate(self, cell: Cell) -> Step:
+        recipe = self.quantize(cell).params["recipe"]
+        return self._generate(cell, cell.id, self.quantize(cell), self.baseline(cell), recipe=recipe)
+
+    def _generate(self, cell: Cell, subject: str, *needs: Step, recipe: Mapping[str, Any] | None) -> Step:
+        device = cell.serve.device
+        params = {"exam": dict(self._exam), "options": {"device": device, **cell.variant.options}}
+        evidence = {
+            "subject": subject,
+            "recipe": recipe,
+            "quantize": self._locks[cell.quantize.id, "cpu"] if recipe else None,
+            "model": {"weights": source.of_trained_weights(), "tied": cell.model.tie_word_embeddings},
+            "serve": self._locks.get((cell.serve.id, device)),
+            "params": params,
+        }
+        return self._add(
+            "generate",
+            subject,
+            inputs={"worker": source.of_worker("generate")},
+            needs=(self.build(cell.serve, device), *needs),
+            environment=cell.serve,
+            params=params,
+            device=device,
+            evidence=digest.of_json(evidence),
+        )
+
+
+def make_plan(cells: Iterable[Cell], locks: Mapping[LockKey, str], exam: Mapping[str, int]) -> Plan:
     """Plan the given cells.
 
     Args:
         cells: what is wanted, in the order in which it is shown.
-        locks: environment id -> digest of its lock, for every environment that the cells name.
+        locks: digest of each lock. The CPU lock of every environment that the cells name has to be
+            there; without its CUDA lock a serve environment can only be asked without a GPU.
+        exam: ``seed`` and ``per_task``, of what trained models are asked.
     """
     chosen = tuple(cells)
-    planner = _Planner(locks)
+    planner = _Planner(locks, exam)
     stages: dict[str, dict[Stage, str]] = {}
     for cell in chosen:
-        stages[cell.id] = {
-            "quantize": planner.quantize(cell).digest,
-            "inspect": planner.inspect(cell).digest,
-            "preflight": planner.preflight(cell).digest,
+        steps: dict[Stage, Step] = {
+            "quantize": planner.quantize(cell),
+            "inspect": planner.inspect(cell),
         }
+        if "preflight" in cell.stages:
+            steps["preflight"] = planner.preflight(cell)
+        if set(GENERATED) <= set(cell.stages):
+            steps |= dict.fromkeys(GENERATED, planner.generate(cell))
+        stages[cell.id] = {stage: step.digest for stage, step in steps.items()}
     return Plan(cells=chosen, steps=planner.steps, stages=stages)

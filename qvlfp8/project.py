@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from qvlfp8.cells import BLOCKED_BY, Cell, Stage, select
+from qvlfp8.environments import Environment
 from qvlfp8.errors import UsageError
+from qvlfp8.evidence import Evidence
 from qvlfp8.expect import surprise
-from qvlfp8.locks import Lock, read_lock
-from qvlfp8.matrix import STAGES, Cell, Environment, Matrix, read_matrix, select
-from qvlfp8.plan import Plan, Step, make_plan
+from qvlfp8.locks import Lock, path_of, read_lock
+from qvlfp8.matrix import Matrix, read_matrix
+from qvlfp8.plan import LockKey, Plan, Step, make_plan
 from qvlfp8.report.table import CellView, view_cells
 from qvlfp8.results import Record
 from qvlfp8.store import Store
@@ -44,14 +48,21 @@ class Project:
         """Every environment by id."""
         return {environment.id: environment for environment in self.matrix.environments}
 
-    def locks(self, cells: Iterable[Cell]) -> dict[str, Lock]:
-        """The lock of each environment that the cells name.
+    def locks(self, cells: Iterable[Cell]) -> dict[LockKey, Lock]:
+        """The locks of the environments that the cells name.
+
+        A CUDA lock is read where there is one: without it an environment is only asked without a GPU.
 
         Raises:
             LockError: one is missing or out of date.
         """
+        cells = tuple(cells)
         named = {e.id: e for cell in cells for e in (cell.quantize, cell.serve)}
-        return {name: read_lock(self.matrix, environment) for name, environment in named.items()}
+        locks: dict[LockKey, Lock] = {(i, "cpu"): read_lock(self.matrix, e) for i, e in named.items()}
+        for environment in {cell.serve.id: cell.serve for cell in cells}.values():
+            if environment.device == "cuda" and path_of(self.matrix, environment, "cuda").exists():
+                locks[environment.id, "cuda"] = read_lock(self.matrix, environment, "cuda")
+        return locks
 
     def cells(self, *, only: Sequence[str] = (), everything: bool = False) -> tuple[Cell, ...]:
         """The cells asked for.
@@ -70,26 +81,30 @@ class Project:
             )
         return chosen
 
-    def plan(self, cells: Sequence[Cell], locks: Mapping[str, Lock]) -> Plan:
+    def plan(self, cells: Sequence[Cell], locks: Mapping[LockKey, Lock]) -> Plan:
         """The steps of these cells."""
-        return make_plan(cells, {name: lock.digest for name, lock in locks.items()})
+        digests = {key: lock.digest for key, lock in locks.items()}
+        return make_plan(cells, digests, self.matrix.file.exam.model_dump())
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The committed records, in ``results/`` beside matrix.yaml."""
+        return Evidence(self.matrix.path.parent / "results")
 
     def lookup(self, step: Step) -> Record | None:
-        """The stored record of a step."""
-        return self.store.record(step.stage, step.digest)
+        """The record of a step: this machine's own, else a committed one."""
+        return self.store.record(step.stage, step.digest) or self.evidence.record(step.evidence)
 
     def views(self, plan: Plan) -> tuple[CellView, ...]:
         """The plan's cells with what their records say."""
-        return view_cells(plan, survey(plan, self.lookup))
+        return view_cells(plan, survey(plan, self.lookup), self.matrix.bounds)
 
-    def surprises(self, view: CellView) -> Iterator[tuple[str, str | None]]:
+    def surprises(self, view: CellView) -> Iterator[tuple[Stage, str | None]]:
         """(stage, what is not as expected or None) for each stage of a cell."""
-        expected_failure = False
+        failing: set[Stage] = set()
         for stage in view.stages:
             expected = self.matrix.expected(view.cell, stage.stage)
-            yield (
-                stage.stage,
-                surprise(view.cell, stage, expected, blocked_as_expected=expected_failure),
-            )
-            # inspect and preflight stand side by side on quantize: only its failure blocks them.
-            expected_failure |= bool(expected) and stage.stage == STAGES[0]
+            blocked = bool(failing & set(BLOCKED_BY[stage.stage]))
+            yield stage.stage, surprise(view.cell, stage, expected, blocked_as_expected=blocked)
+            if expected:
+                failing.add(stage.stage)

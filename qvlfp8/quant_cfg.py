@@ -58,6 +58,7 @@ class Recipe(TypedDict):
     kv_cache: KvCache
     calibration: Calibration
     exporter: Literal["modelopt-hf"]
+    exclusions: Literal["as-exported", "portable"]
     link: str
 
 

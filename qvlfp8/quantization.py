@@ -70,6 +70,24 @@ def excludes(patterns: Iterable[str], module: str) -> bool:
     )
 
 
+def portable(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell a configuration so that every vLLM from 0.10.0 on reads it alike.
+
+    Whatever names the vision tower becomes plain ``visual``, the one spelling that every version matches,
+    and the flat form says its exclusions and KV cache under the older keys as well (FACTS 4).
+    """
+    inner = dict(quantization.get("quantization", quantization))
+    patterns = _exclusions(inner)
+    spelled = list(dict.fromkeys("visual" if "visual" in name else name for name in patterns))
+    inner["exclude_modules"] = spelled
+    if "ignore" in inner:
+        inner["ignore"] = spelled
+        inner["kv_cache_quant_algo"] = "FP8" if _kv_is_fp8(inner) else None
+    if "quantization" in quantization:
+        return {**quantization, "quantization": inner}
+    return inner
+
+
 def _exclusions(inner: Mapping[str, Any]) -> tuple[str, ...]:
     patterns = inner.get("ignore", inner.get("exclude_modules")) or []
     if not isinstance(patterns, list) or not all(isinstance(item, str) for item in patterns):

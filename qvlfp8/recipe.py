@@ -44,6 +44,8 @@ class RecipeFile(Strict):
     kv_cache: KVCache
     calibration: Calibration
     exporter: Literal["modelopt-hf"]
+    exclusions: Literal["as-exported", "portable"] = "as-exported"
+    """How what stays unquantized is spelled: ModelOpt's way, or so that every vLLM reads it alike."""
     link: Annotated[str, StringConstraints(pattern=r"^https://\S+$")]
 
     @model_validator(mode="after")

@@ -16,7 +16,8 @@ Recorded = Literal["pass", "fail", "error"]
 Status = Literal["pass", "fail", "error", "stale", "blocked", "not run"]
 """What a stage of a cell is shown as; the last three are derived, never recorded."""
 
-RecordedStage = Literal["build", "model", "quantize", "inspect", "preflight"]
+RecordedStage = Literal["build", "model", "quantize", "inspect", "preflight", "generate"]
+"""What is executed. ``generate`` is one run of vLLM, which answers the stages load to speed."""
 
 
 class Finding(Strict):
@@ -67,6 +68,8 @@ class Record(Strict):
     """Digest of the files that the stage made: a model, a checkpoint."""
     read: dict[str, Digest] = Field(default_factory=dict)
     """Step digest -> digest of the files of that step which this one read."""
+    evidence: Digest | None = None
+    """Key under which the record can stand, committed, for a step that was executed elsewhere."""
     log: str | None = None
     log_digest: Digest | None = None
     qvlfp8: str

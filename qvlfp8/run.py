@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -23,17 +23,24 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8 import __version__, checkpoint, digest, reference
+from qvlfp8.cells import OF_CHECKPOINT
 from qvlfp8.engine import Batch, Engine, Exit, Job
+from qvlfp8.environments import Device, Environment
 from qvlfp8.errors import QvlError
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock
-from qvlfp8.matrix import Environment, Stage
-from qvlfp8.plan import Plan, Step
+from qvlfp8.plan import LockKey, Plan, Step
 from qvlfp8.results import Fault, Host, Record
 from qvlfp8.store import LOG, Store, writing
-from qvlfp8.survey import Seen, survey
+from qvlfp8.survey import Lookup, survey
+from qvlfp8.wanted import wanted
 
-TIME_LIMIT_S: Mapping[str, float] = {"quantize": 600.0, "inspect": 60.0, "preflight": 120.0}
+TIME_LIMIT_S: Mapping[str, float] = {
+    "quantize": 600.0,
+    "inspect": 60.0,
+    "preflight": 120.0,
+    "generate": 900.0,
+}
 """For one job. The reference model takes seconds; the limit is for what hangs."""
 
 
@@ -74,6 +81,11 @@ def this_host() -> Host:
     )
 
 
+def devices() -> frozenset[Device]:
+    """What steps of this machine can run on."""
+    return frozenset({"cpu", "cuda"}) if Path("/dev/nvidiactl").exists() else frozenset({"cpu"})
+
+
 def default_jobs(host: Host) -> int:
     """How many workers run at once: one a CPU, as long as each has 3 GB of memory."""
     return max(1, min(host.cpus, int(host.memory_gb // 3)))
@@ -89,8 +101,10 @@ class Runner:
         store: Store,
         engine: Engine,
         environments: Mapping[str, Environment],
-        locks: Mapping[str, Lock],
+        locks: Mapping[LockKey, Lock],
         progress: Progress,
+        lookup: Lookup | None = None,
+        devices: frozenset[Device] = frozenset({"cpu"}),
         again: bool = False,
         limits: Mapping[str, float] = TIME_LIMIT_S,
     ) -> None:
@@ -100,6 +114,8 @@ class Runner:
         self._environments = environments
         self._locks = locks
         self._progress = progress
+        self._lookup = lookup or (lambda step: store.record(step.stage, step.digest))
+        self._devices = devices
         self._again = again
         self._limits = limits
         self._host = this_host()
@@ -109,15 +125,14 @@ class Runner:
 
     def wanted(self) -> tuple[Step, ...]:
         """The steps to execute: those without a final record that nothing failed before; builds for them."""
-        seen = survey(self._plan, lambda step: self._store.record(step.stage, step.digest))
-        broken: set[str] = set()
-        while True:
-            wanted = self._open_steps(seen, broken)
-            read = {need for digest in wanted for need in self._plan.steps[digest].needs} - wanted
-            lost = {need for need in read if not self._intact(self._plan.steps[need], seen[need].record)}
-            if not lost:
-                return self._with_builds(wanted)
-            broken |= lost
+        return wanted(
+            self._plan,
+            survey(self._plan, self._lookup),
+            devices=self._devices,
+            again=self._again,
+            intact=self._intact,
+            built=self._built,
+        )
 
     def _intact(self, step: Step, record: Record | None) -> bool:
         """Whether what a step made is still in the store, byte for byte."""
@@ -125,40 +140,12 @@ class Runner:
             return True
         return _digest_of_what_was_made(self._store.entry(step.stage, step.digest)) == record.made
 
-    def _open_steps(self, seen: Mapping[str, Seen], broken: set[str]) -> set[str]:
-        wanted: set[str] = set()
-        doomed: set[str] = set()
-        for step in self._plan.steps.values():
-            if step.stage == "build":
-                continue
-            final = seen[step.digest].final
-            if doomed.intersection(step.needs):
-                doomed.add(step.digest)
-            elif (
-                final is None
-                or step.digest in broken
-                or wanted.intersection(step.needs)
-                or (self._again and step.stage != "model")
-            ):
-                wanted.add(step.digest)
-            elif final.status == "fail":
-                doomed.add(step.digest)
-        return wanted
-
-    def _with_builds(self, wanted: set[str]) -> tuple[Step, ...]:
-        used = {need for digest in wanted for need in self._plan.steps[digest].needs}
-        return tuple(
-            step
-            for step in self._plan.steps.values()
-            if step.digest in wanted
-            or (step.stage == "build" and step.digest in used and not self._built(step))
-        )
-
     def _built(self, step: Step) -> bool:
-        return self._engine.built(*self._where(step.subject))
+        return self._engine.built(*self._where(step))
 
-    def _where(self, environment: str) -> tuple[Environment, Lock]:
-        return self._environments[environment], self._locks[environment]
+    def _where(self, step: Step) -> tuple[Environment, Lock]:
+        name = step.environment or ""
+        return self._environments[name], self._locks[name, step.device]
 
     def run(self, jobs: int | None = None) -> None:
         """Execute what is wanted. Ends early only for a disk that refuses, or KeyboardInterrupt.
@@ -198,16 +185,18 @@ class Runner:
                 yield _Task(name=step.digest, work=partial(self._model, step), steps=(step,), after=())
         batches: dict[tuple[str, str], list[Step]] = {}
         for step in steps:
-            if step.stage in {"quantize", "preflight"}:
+            if step.stage in {"quantize", "preflight", "generate"}:
                 batches.setdefault((step.stage, step.environment or ""), []).append(step)
             elif step.stage == "inspect":
                 made_in = self._plan.steps[step.needs[0]].environment or ""
                 batches.setdefault((step.stage, made_in), []).append(step)
         names = {s.digest: f"{stage} {where}" for (stage, where), group in batches.items() for s in group}
         for (stage, where), group in batches.items():
-            after = {names.get(need, need) for step in group for need in step.needs}
+            name = f"{stage} {where}"
+            # A run of vLLM needs its baseline, which stands before it in the same batch.
+            after = {names.get(need, need) for step in group for need in step.needs} - {name}
             yield _Task(
-                name=f"{stage} {where}",
+                name=name,
                 work=partial(self._batch, tuple(group)),
                 steps=tuple(group),
                 after=tuple(after),
@@ -228,7 +217,7 @@ class Runner:
         measured: dict[str, Any] = {}
         fault = None
         try:
-            measured = self._engine.build(*self._where(step.subject), log=scratch / LOG)
+            measured = self._engine.build(*self._where(step), log=scratch / LOG)
         except QvlError as error:
             with self._guard:
                 self.faults.append(error)
@@ -242,12 +231,16 @@ class Runner:
         started = _now()
         clock = time.monotonic()
         with writing(scratch):
-            reference.write_random(scratch / "model", seed=step.params["seed"], tied=step.params["tied"])
+            if "seed" in step.params:
+                reference.write_random(scratch / "model", **step.params)
+            else:
+                reference.write_trained(scratch / "model", **step.params)
         seconds = round(time.monotonic() - clock, 1)
         self._keep(step, scratch, Verdict(status="pass"), started=started, seconds=seconds, measured={})
 
     def _batch(self, steps: Sequence[Step]) -> None:
-        ready = [step for step in steps if self._can_run(step)]
+        together = {step.digest for step in steps}
+        ready = [step for step in steps if self._can_run(step, together)]
         if not ready:
             return
         stage = ready[0].stage
@@ -260,7 +253,7 @@ class Runner:
         def finish(step: Step, ended: Exit) -> None:
             scratch = jobs[step.digest].out
             result = _read_result(scratch)
-            verdict = judge(_stage(step), result, ended, limit)
+            verdict = judge(step.stage, result, ended, limit)
             if not (scratch / LOG).exists():
                 _append(batch_log, scratch / LOG)
             kept.add(step.digest)
@@ -276,8 +269,13 @@ class Runner:
 
         environment = ready[0].environment
         ended = self._engine.run(
-            self._where(environment) if environment else None,
-            Batch(worker=stage, jobs=tuple(jobs.values()), time_limit_s=limit, threads=1),
+            self._where(ready[0]) if environment else None,
+            Batch(
+                worker=stage,
+                jobs=tuple(jobs.values()),
+                time_limit_s=limit,
+                threads=None if stage == "generate" else 1,
+            ),
             batch_log,
             on_event,
         )
@@ -285,9 +283,11 @@ class Runner:
             if step.digest not in kept:
                 finish(step, ended)
 
-    def _can_run(self, step: Step) -> bool:
+    def _can_run(self, step: Step, together: Set[str]) -> bool:
         for need in step.needs:
             needed = self._plan.steps[need]
+            if need in together:
+                continue
             if needed.stage == "build":
                 if self._built(needed):
                     continue
@@ -308,9 +308,13 @@ class Runner:
         for need in step.needs:
             needed = self._plan.steps[need]
             if needed.stage == "model":
-                params["model"] = str(self._store.entry("model", need) / "model")
+                # The unquantized model is the checkpoint of a baseline.
+                name = "checkpoint" if step.stage == "generate" else "model"
+                params[name] = str(self._store.entry("model", need) / "model")
             elif needed.stage == "quantize":
                 params["checkpoint"] = str(self._store.entry("quantize", need) / "checkpoint")
+            elif needed.stage == "generate":
+                params["baseline"] = str(self._store.entry("generate", need))
         return params
 
     def _job_folder(self, step: Step) -> Path:
@@ -332,7 +336,7 @@ class Runner:
         if step.stage == "quantize" and verdict.status == "pass" and made is None:
             fault = Fault(kind="no-checkpoint", message="the worker said done and left no checkpoint")
             verdict = Verdict(status="error", fault=fault)
-        lock = self._locks[step.environment].digest if step.environment else None
+        lock = self._where(step)[1].digest if step.environment else None
         record = Record(
             stage=step.stage,
             subject=step.subject,
@@ -354,6 +358,7 @@ class Runner:
             repeat=repeat_command(step),
             made=made,
             read=self._read(step),
+            evidence=step.evidence,
             log=LOG if log.exists() else None,
             log_digest=digest.of_file(log) if log.exists() else None,
             qvlfp8=__version__,
@@ -363,7 +368,7 @@ class Runner:
 
 
 def _digest_of_what_was_made(scratch: Path) -> str | None:
-    for name in ("model", "checkpoint"):
+    for name in ("model", "checkpoint", "generation"):
         if (scratch / name).is_dir():
             return checkpoint.folder_digest(scratch / name)
     return None
@@ -373,14 +378,8 @@ def repeat_command(step: Step) -> str:
     """The one command that executes a step again."""
     if step.stage in {"build", "model"}:
         return f"nox -s matrix -- --only '{step.subject}'"
-    subject = step.subject if step.stage == "preflight" else f"{step.subject}/*"
+    subject = f"{step.subject}/*" if step.stage in OF_CHECKPOINT else step.subject
     return f"nox -s matrix -- --again --only '{subject}'"
-
-
-def _stage(step: Step) -> Stage:
-    if step.stage == "build" or step.stage == "model":  # noqa: PLR1714 (mypy narrows this form)
-        raise ValueError(f"{step.stage} is no worker's stage")
-    return step.stage
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from qvlfp8 import __version__, checkpoint, digest
 from qvlfp8.engine import Batch, Engine, Exit, Job
+from qvlfp8.environments import Environment
 from qvlfp8.errors import (
     CheckpointError,
     QvlError,
@@ -25,10 +26,9 @@ from qvlfp8.errors import (
 )
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock, read_lock
-from qvlfp8.matrix import Environment, Stage
 from qvlfp8.project import Project
 from qvlfp8.recipe import Recipe
-from qvlfp8.results import Fault, Record
+from qvlfp8.results import Fault, Record, RecordedStage
 from qvlfp8.run import Progress, this_host
 from qvlfp8.store import LOG, Store, writing
 from qvlfp8.tensorfile import NotACheckpoint
@@ -203,7 +203,7 @@ def _make(
 def _run_one(
     engine: Engine,
     where: tuple[Environment, Lock] | None,
-    stage: Stage,
+    stage: RecordedStage,
     params: dict[str, Any],
     out: Path,
     limit: float,

@@ -30,6 +30,12 @@ def of_judgement() -> str:
     return of_json({name: of_file(_source(name)) for name in files})
 
 
+@cache
+def of_trained_weights() -> str:
+    """SHA-256 (hex) of the shipped weights of the trained reference model."""
+    return of_file(PACKAGE / "reference" / "trained" / "model.safetensors")
+
+
 def closure(*names: str) -> set[str]:
     """The modules (named relative to the package) that the given ones import, themselves included.
 

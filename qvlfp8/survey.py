@@ -23,6 +23,8 @@ class Seen:
 
     record: Record | None
     stale: bool = False
+    elsewhere: bool = False
+    """The record is committed evidence of another machine, on a checkpoint whose digest it names."""
 
     @property
     def final(self) -> Record | None:
@@ -36,7 +38,9 @@ def survey(plan: Plan, lookup: Lookup) -> dict[str, Seen]:
     seen: dict[str, Seen] = {}
     for step in plan.steps.values():
         record = lookup(step)
-        seen[step.digest] = Seen(record=record, stale=record is not None and _stale(record, step, seen))
+        elsewhere = record is not None and record.digest != step.digest
+        stale = record is not None and not elsewhere and _stale(record, step, seen)
+        seen[step.digest] = Seen(record=record, stale=stale, elsewhere=elsewhere)
     return seen
 
 

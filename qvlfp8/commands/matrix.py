@@ -9,6 +9,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from qvlfp8.cells import Cell
 from qvlfp8.engine.venv import VenvEngine
 from qvlfp8.errors import QvlError, StoreWriteError, WorkerError
 from qvlfp8.judge import DISK
@@ -17,7 +18,7 @@ from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
 from qvlfp8.report.render import print_table, to_json, to_markdown
 from qvlfp8.report.table import CellView
-from qvlfp8.run import Runner
+from qvlfp8.run import Runner, devices
 from qvlfp8.store import writing
 
 
@@ -43,38 +44,69 @@ def run_matrix(
     console = Console(stderr=True)
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
-    lock_files = project.locks(cells)
-    plan = project.plan(cells, lock_files)
+    faults: list[QvlError] = []
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
-        settings = project.matrix.file.locks
-        runner = Runner(
-            plan,
-            store=project.store,
-            engine=VenvEngine(
-                project.store,
-                python=settings.python,
-                torch=settings.torch,
-                announce=progress.announce,
-            ),
-            environments=project.environments,
-            locks=lock_files,
-            progress=progress,
-            again=again,
-        )
-        runner.run(jobs)
+        plan, _ = execute(project, cells, progress, again=again, jobs=jobs, faults=faults)
     views = project.views(plan)
     _publish(project, views)
     print_table(Console(), views)
     console.print(_summary(project, plan, views), markup=False, highlight=False, soft_wrap=True)
-    if runner.faults:
-        raise runner.faults[0]
-    _raise_for_errors(views)
+    if faults:
+        raise faults[0]
+    raise_for_errors(views)
     surprises = dict.fromkeys(text for v in views for _, text in project.surprises(v) if text)
     if surprises:
         listed = "\n".join(surprises)
         raise UnexpectedError(f"{len(surprises)} stages ended otherwise than matrix.yaml expects:\n{listed}")
+
+
+def execute(
+    project: Project,
+    cells: Sequence[Cell],
+    progress: ConsoleProgress,
+    *,
+    again: bool = False,
+    jobs: int | None = None,
+    faults: list[QvlError] | None = None,
+) -> tuple[Plan, VenvEngine]:
+    """Execute what cells need and is not executed yet; the store is locked by the caller.
+
+    Args:
+        faults: takes what kept steps from being executed; without it the first is raised.
+
+    Returns:
+        The plan, and the engine, in which more can be run.
+
+    Raises:
+        QvlError: as above.
+    """
+    locks = project.locks(cells)
+    plan = project.plan(cells, locks)
+    settings = project.matrix.file.locks
+    engine = VenvEngine(
+        project.store, python=settings.python, torch=settings.torch, announce=progress.announce
+    )
+    runner = Runner(
+        plan,
+        store=project.store,
+        engine=engine,
+        environments=project.environments,
+        locks=locks,
+        progress=progress,
+        lookup=project.lookup,
+        devices=devices(),
+        again=again,
+    )
+    runner.run(jobs)
+    if faults is not None:
+        faults += runner.faults
+        return plan, engine
+    if runner.faults:
+        raise runner.faults[0]
+    raise_for_errors(project.views(plan))
+    return plan, engine
 
 
 def _publish(project: Project, views: Sequence[CellView]) -> None:
@@ -94,7 +126,8 @@ def _summary(project: Project, plan: Plan, views: Sequence[CellView]) -> str:
     return f"{len(views)} cells: {shown}{rest}\nalso in {root / 'matrix.md'} and {root / 'matrix.json'}"
 
 
-def _raise_for_errors(views: Sequence[CellView]) -> None:
+def raise_for_errors(views: Sequence[CellView]) -> None:
+    """Raise for the first stage that could not be executed."""
     for view in views:
         for stage in view.stages:
             if stage.status == "error" and stage.because.startswith(DISK):

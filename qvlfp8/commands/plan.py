@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qvlfp8.matrix import Cell
+from qvlfp8.cells import Cell
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.survey import survey

@@ -6,12 +6,18 @@ not as "works"; what was not run is shown as not run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
-from qvlfp8.matrix import STAGES, Cell, Stage
+from qvlfp8 import results, scoring
+from qvlfp8.cells import GENERATED, Cell, Stage
+from qvlfp8.environments import Device
+from qvlfp8.findings import Finding
 from qvlfp8.plan import Plan, Step
-from qvlfp8.results import Status
+from qvlfp8.results import Host, Status
+from qvlfp8.scoring import Bounds
 from qvlfp8.survey import Seen
 
 
@@ -32,6 +38,15 @@ class StageView:
     causes: tuple[Cause, ...] = ()
     because: str = ""
     digest: str = ""
+    device: Device = "cpu"
+    where: Host | None = None
+    """The machine that executed it."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def excused(self) -> bool:
+        """Whether it was not run because this machine cannot."""
+        return self.status == "not run" and self.device == "cuda"
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -48,47 +63,111 @@ class CellView:
 
     @property
     def decisive(self) -> StageView:
-        """The stage that the table shows: the worst one, the last if all passed."""
-        for status in _WORST_FIRST:
+        """The stage that the table shows: the worst one; the last that was run if all passed.
+
+        A run of vLLM that passed answers for a stage before it that was not executed on this machine;
+        one that cannot be had here, for want of a GPU, does not hide what was.
+        """
+        ran = [v for v in self.stages if v.stage in GENERATED and v.status == "pass"]
+        for status in _BAD if ran else (*_BAD, *_ABSENT):
             for view in self.stages:
-                if view.status == status:
+                if view.status == status and not view.excused:
                     return view
-        return self.stages[-1]
+        return [v for v in self.stages if v.status == "pass"][-1]
+
+    def stage(self, name: Stage) -> StageView | None:
+        """One stage; None if the cell's model has not got it."""
+        return next((view for view in self.stages if view.stage == name), None)
 
 
-_WORST_FIRST: tuple[Status, ...] = ("error", "fail", "stale", "blocked", "not run")
+_BAD: tuple[Status, ...] = ("error", "fail", "stale")
+_ABSENT: tuple[Status, ...] = ("blocked", "not run")
 
 
-def view_cells(plan: Plan, seen: Mapping[str, Seen]) -> tuple[CellView, ...]:
-    """All cells of a plan with what their records say."""
+def view_cells(
+    plan: Plan, seen: Mapping[str, Seen], bounds: Callable[[Cell], Bounds]
+) -> tuple[CellView, ...]:
+    """All cells of a plan with what their records say; ``bounds`` are those of a cell's recipe."""
     return tuple(
-        CellView(cell=cell, stages=tuple(_view(plan, seen, cell, stage) for stage in STAGES))
+        CellView(cell=cell, stages=(*_executed(plan, seen, cell), *_generated(plan, seen, cell, bounds)))
         for cell in plan.cells
     )
 
 
-def _view(plan: Plan, seen: Mapping[str, Seen], cell: Cell, stage: Stage) -> StageView:
-    step = plan.step(cell, stage)
+def _executed(plan: Plan, seen: Mapping[str, Seen], cell: Cell) -> Iterable[StageView]:
+    """The stages with a step and a record of their own."""
+    for stage in cell.stages:
+        if stage in GENERATED:
+            continue
+        step = plan.step(cell, stage)
+        found = seen[step.digest]
+        known = _unexecuted(plan, seen, step, stage)
+        if known is not None or found.record is None:
+            yield known or StageView(stage=stage, status="not run", digest=step.digest)
+            continue
+        yield StageView(
+            stage=stage,
+            status=found.record.status,
+            causes=_as_causes(found.record.causes),
+            because=found.record.because(),
+            digest=step.digest,
+            where=found.record.host,
+            measured=found.record.measured,
+        )
+
+
+def _unexecuted(plan: Plan, seen: Mapping[str, Seen], step: Step, stage: Stage) -> StageView | None:
+    """What is to be said of a step that has no current record; None if it has one."""
     found = seen[step.digest]
+    if found.elsewhere:
+        return None
     sources = [record for need in _ancestors(plan, step) if (record := seen[need].record)]
     failed = next((record for record in sources if record.status != "pass"), None)
+    view = partial(StageView, stage=stage, digest=step.digest, device=step.device)
     if failed is not None and not (failed.stage == "build" and found.record):
-        because = f"{failed.stage} of {failed.subject}: {failed.because()}"
-        return StageView(stage=stage, status="blocked", because=because, digest=step.digest)
+        return view(status="blocked", because=f"{failed.stage} of {failed.subject}: {failed.because()}")
     if found.record is None:
-        return StageView(stage=stage, status="not run", digest=step.digest)
+        needs = "it needs an NVIDIA GPU, or a committed record of one" if step.device == "cuda" else ""
+        return view(status="not run", because=needs)
     if found.stale:
-        because = "what it was executed on has been made anew since, and differs"
-        return StageView(stage=stage, status="stale", because=because, digest=step.digest)
-    return StageView(
-        stage=stage,
-        status=found.record.status,
-        causes=tuple(
-            Cause(id=f.id, text="; ".join((f.summary, *f.evidence[:2]))) for f in found.record.causes
-        ),
-        because=found.record.because(),
-        digest=step.digest,
-    )
+        return view(status="stale", because="what it was executed on has been made anew since, and differs")
+    return None
+
+
+def _generated(
+    plan: Plan, seen: Mapping[str, Seen], cell: Cell, bounds: Callable[[Cell], Bounds]
+) -> Iterable[StageView]:
+    """The stages that one run of vLLM answers, scored against the run of the unquantized model."""
+    stages = tuple(stage for stage in cell.stages if stage in GENERATED)
+    if not stages:
+        return
+    step = plan.step(cell, stages[0])
+    record = seen[step.digest].record
+    baseline = seen[plan.baseline(cell).digest].record
+    known = _unexecuted(plan, seen, step, stages[0])
+    if known is not None or record is None:
+        yield from (replace(known, stage=stage) for stage in stages if known)
+        return
+    view = partial(StageView, digest=step.digest, device=step.device, where=record.host)
+    if record.status != "pass" or baseline is None or baseline.status != "pass":
+        told = record if record.status != "pass" else baseline
+        because = f"{told.subject}: {told.because()}" if told else "the unquantized model was not run"
+        yield view(stage=stages[0], status="error", because=because)
+        yield from (view(stage=s, status="blocked", because="vLLM could not be run") for s in stages[1:])
+        return
+    for stage, scored in scoring.score(record.measured, baseline.measured, bounds(cell)).items():
+        bad = [finding for finding in scored.findings if finding.severity != "note"]
+        yield view(
+            stage=stage,
+            status=scored.status,
+            causes=_as_causes(bad),
+            because="; ".join(f"{f.id}: {f.summary}" for f in bad) or scored.because or "",
+            measured=scored.measured,
+        )
+
+
+def _as_causes(findings: Iterable[Finding | results.Finding]) -> tuple[Cause, ...]:
+    return tuple(Cause(id=f.id, text="; ".join((f.summary, *f.evidence[:2]))) for f in findings)
 
 
 def _ancestors(plan: Plan, step: Step) -> Iterable[str]:
@@ -97,8 +176,11 @@ def _ancestors(plan: Plan, step: Step) -> Iterable[str]:
         yield need
 
 
+SEES = "●"
+LOADS = "◐"
+
 SYMBOLS: Mapping[Status, str] = {
-    "pass": "◐",
+    "pass": LOADS,
     "fail": "✗",
     "error": "!",
     "stale": "~",
@@ -107,16 +189,24 @@ SYMBOLS: Mapping[Status, str] = {
 }
 
 LEGEND = (
+    (SEES, "sees: run in vLLM; its answers depend on the picture, are right, and stay close to BF16's"),
     (
-        "◐",
+        LOADS,
         "loads: vLLM's own loader took every tensor (preflight, no GPU); text and image were not run",
     ),
-    ("✗", "fails at the stage that the letter names"),
+    ("✗", "fails, by the causes that the letters name"),
     ("!", "error: the machine's or the harness's fault, not the checkpoint's"),
     ("~", "stale: what it was executed on has changed since"),
     ("▪", "blocked: an earlier stage failed"),
     ("·", "not run"),
 )
+
+
+def symbol(view: CellView) -> str:
+    """The mark of a cell."""
+    decisive = view.decisive
+    sees = decisive.status == "pass" and decisive.stage in GENERATED
+    return SEES if sees else SYMBOLS[decisive.status]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +239,12 @@ def make_table(views: Iterable[CellView]) -> Table:
             for cause in _causes(stage):
                 causes.setdefault((stage.stage, cause.id), []).append((view, cause))
     letters = {key: _letter(index) for index, key in enumerate(causes)}
-    columns = tuple(dict.fromkeys(view.cell.serve.id for view in views))
+    columns = tuple(dict.fromkeys(view.cell.server for view in views))
     rows: dict[str, dict[str, str]] = {}
     for view in views:
         found = [letters[s.stage, cause.id] for s in view.stages for cause in _causes(s)]
-        mark = SYMBOLS[view.decisive.status] + ("".join(f" {letter}" for letter in found))
-        rows.setdefault(view.cell.checkpoint, {})[view.cell.serve.id] = mark
+        mark = symbol(view) + ("".join(f" {letter}" for letter in found))
+        rows.setdefault(view.cell.checkpoint, {})[view.cell.server] = mark
     return Table(
         columns=columns,
         rows=tuple((name, tuple(marks.get(c, "") for c in columns)) for name, marks in rows.items()),

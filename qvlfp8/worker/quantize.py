@@ -7,6 +7,7 @@ inputs and seed give the same bytes.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qvlfp8 import checkpoint, structure
+from qvlfp8 import checkpoint, quantization, structure
 from qvlfp8.quant_cfg import NotExpressibleError, Recipe, quant_cfg
 from qvlfp8.worker import audit, calibration
 from qvlfp8.worker.protocol import Refused
@@ -101,7 +102,7 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
         _quantize(model, config, samples)
     found = audit.check(model, recipe, prefixes)
     with _clock(seconds, "export"):
-        names = _export(model, source, out / CHECKPOINT)
+        names = _export(model, source, out / CHECKPOINT, recipe)
     return {
         "modules": found.modules,
         "kv_attention": found.kv_attention,
@@ -189,7 +190,7 @@ def _quantize(model: Any, config: dict[str, Any], samples: calibration.Batches) 
         mtq.quantize(model, config, forward_loop)
 
 
-def _export(model: Any, source: Path, target: Path) -> list[str]:
+def _export(model: Any, source: Path, target: Path, recipe: Recipe) -> list[str]:
     """Write the checkpoint whole or not at all; the sorted names of its tensors."""
     import torch
     from modelopt.torch.export import export_hf_checkpoint
@@ -200,6 +201,8 @@ def _export(model: Any, source: Path, target: Path) -> list[str]:
         with torch.inference_mode():
             export_hf_checkpoint(model, export_dir=partial)
         _copy_companions(source, partial)
+        if recipe["exclusions"] == "portable":
+            _respell(partial)
         names = list(checkpoint.read(partial).tensors)
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, which another user could not serve
@@ -215,6 +218,16 @@ def _copy_companions(source: Path, target: Path) -> None:
         for file in source.glob(pattern):
             if file.is_file() and not (target / file.name).exists():
                 shutil.copyfile(file, target / file.name)
+
+
+def _respell(folder: Path) -> None:
+    """Spell the quantization configuration portably, in both files that hold it."""
+    inline, separate = folder / "config.json", folder / "hf_quant_config.json"
+    config = json.loads(inline.read_text(encoding="utf-8"))
+    config["quantization_config"] = quantization.portable(config["quantization_config"])
+    inline.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    spelled = quantization.portable(json.loads(separate.read_text(encoding="utf-8")))
+    separate.write_text(json.dumps(spelled, indent=2) + "\n", encoding="utf-8")
 
 
 def _is_stray(name: str) -> bool:

@@ -30,6 +30,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     surprises: dict[str, str | None] = {}
     for view in project.views(project.plan(cells, project.locks(cells))):
         for stage, surprise in project.surprises(view):
-            subject = view.cell.id if stage == "preflight" else view.cell.checkpoint
+            subject = view.cell.subject(stage)
             surprises[f"{subject}-{stage}"] = surprise
     metafunc.parametrize("surprise", [pytest.param(text, id=name) for name, text in surprises.items()])

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from qvlfp8 import checkpoint
+from qvlfp8.cells import Cell
 from qvlfp8.engine import Batch, Exit, Job
 from qvlfp8.engine.venv import VenvEngine
+from qvlfp8.environments import Environment
 from qvlfp8.judge import Verdict, judge
-from qvlfp8.matrix import Cell, Environment, Stage
 from qvlfp8.project import Project
+from qvlfp8.results import RecordedStage
 from qvlfp8.store import Store
 from qvlfp8.tensorfile import Tensor, read_bytes, write_safetensors
 
@@ -126,7 +128,7 @@ def _entries(folder: Path) -> dict[str, Entry]:
 @pytest.fixture(scope="session")
 def corrupted(shipped: Project, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Name of the corruption -> a copy of a real export that has it; ``good`` is untouched."""
-    cells = shipped.cells(only=["lm-fp8/modelopt-0.47.0/tiny-untied/*"])
+    cells = shipped.cells(only=["lm-fp8/modelopt-0.47.0/seeing-untied/*"])
     plan = shipped.plan(cells, shipped.locks(cells))
     source = shipped.store.entry("quantize", plan.step(cells[0], "quantize").digest) / "checkpoint"
     assert source.is_dir(), "run `nox -s matrix` first"
@@ -159,7 +161,7 @@ class Asker:
             Store(shipped.store.root), python=locks.python, torch=locks.torch, announce=lambda _: None
         )
 
-    def ask(self, stage: Stage, cell: Cell | None) -> dict[str, Verdict]:
+    def ask(self, stage: RecordedStage, cell: Cell | None) -> dict[str, Verdict]:
         where = cell.serve.id if cell else "none"
         jobs = []
         for name, folder in self._corrupted.items():
@@ -167,7 +169,7 @@ class Asker:
             out.mkdir(parents=True)
             jobs.append(Job(id=name, params={"checkpoint": str(folder), "recipe": None}, out=out))
         environment: Environment | None = cell.serve if cell else None
-        lock = self._project.locks([cell])[cell.serve.id] if cell else None
+        lock = self._project.locks([cell])[cell.serve.id, "cpu"] if cell else None
         if environment and lock:
             assert self._engine.built(environment, lock), "run `nox -s matrix` first"
         self._engine.run(
@@ -207,7 +209,7 @@ def default_serve() -> list[Any]:
 def test_every_corruption_is_red_in_every_vllm(
     shipped: Project, asker: Asker, inspected: Mapping[str, Verdict], serve: str
 ) -> None:
-    cell = shipped.cells(only=[f"lm-fp8/modelopt-0.47.0/tiny-untied/{serve}"])[0]
+    cell = shipped.cells(only=[f"lm-fp8/modelopt-0.47.0/seeing-untied/{serve}"])[0]
     verdicts = asker.ask("preflight", cell)
     assert not {n: v.fault for n, v in verdicts.items() if v.status == "error"}
     stored = next(v for v in shipped.views(shipped.plan([cell], shipped.locks([cell]))))

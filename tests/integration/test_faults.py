@@ -22,7 +22,7 @@ from tests.integration.conftest import ROOT, Sandbox
 
 Says = Callable[[tuple[int, str, str], int, Sequence[str]], None]
 
-CELL = "lm-fp8/modelopt-0.47.0/tiny-untied/vllm-0.13.0"
+CELL = "lm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.13.0"
 ONE_CELL = ("matrix", "--only", CELL)
 
 
@@ -160,7 +160,7 @@ def test_a_full_disk_is_said_and_what_was_kept_stays(sandbox: Sandbox, tmp_path:
         subprocess.run(["mount", "-o", "remount,size=200m", str(store)], check=True)
         status, _, errors = sandbox.run(*ONE_CELL, "--store", str(store))
         assert status == 0, errors
-        assert "model tiny-untied" not in errors
+        assert "model seeing-untied" not in errors
 
 
 def without_language_layers(folder: Path) -> Path:

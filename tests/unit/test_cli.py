@@ -148,7 +148,7 @@ def test_plan_lists_cells_steps_and_what_is_left_out() -> None:
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     stages = {step["stage"] for step in plan["steps"].values()}
-    assert stages == {"build", "model", "quantize", "inspect", "preflight"}
+    assert stages == {"build", "model", "quantize", "inspect", "preflight", "generate"}
     assert {item["reason"] for item in plan["left_out"]} == {"not in the default slice (--all)"}
     assert all(digest in plan["steps"] for cell in plan["cells"] for digest in cell["steps"])
     everything = json.loads(qvlfp8("plan", "--json", "--all").stdout)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qvlfp8.cells import Cell, Expectation
 from qvlfp8.expect import suggestion, surprise
-from qvlfp8.matrix import Cell, Expectation
 from qvlfp8.report.table import Cause, StageView
 from qvlfp8.results import Status
 from tests.unit.factory import open_project

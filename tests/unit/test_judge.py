@@ -8,7 +8,9 @@ import pytest
 
 from qvlfp8.engine import Exit
 from qvlfp8.judge import judge
-from qvlfp8.matrix import STAGES, Stage
+from qvlfp8.results import RecordedStage
+
+STAGES: tuple[RecordedStage, ...] = ("quantize", "inspect", "preflight", "generate")
 
 
 def raised(kind: str, message: str = "text") -> dict[str, Any]:
@@ -25,7 +27,7 @@ def raised(kind: str, message: str = "text") -> dict[str, Any]:
         (Exit(code=-9, timed_out=True), "timeout"),
     ],
 )
-def test_without_a_result_a_stage_is_an_error(stage: Stage, ended: Exit, kind: str) -> None:
+def test_without_a_result_a_stage_is_an_error(stage: RecordedStage, ended: Exit, kind: str) -> None:
     verdict = judge(stage, None, ended, 60.0)
     assert verdict.status == "error"
     assert verdict.fault is not None
@@ -45,7 +47,7 @@ def test_without_a_result_a_stage_is_an_error(stage: Stage, ended: Exit, kind: s
         {**raised("SIGSEGV"), "outcome": "signal"},
     ],
 )
-def test_the_machines_faults_are_errors(stage: Stage, result: dict[str, Any]) -> None:
+def test_the_machines_faults_are_errors(stage: RecordedStage, result: dict[str, Any]) -> None:
     assert judge(stage, result, Exit(code=0), 60.0).status == "error"
 
 
@@ -59,7 +61,7 @@ def test_what_quantization_raises_is_its_failure_and_what_our_checks_raise_is_no
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_refusal_is_a_failure_with_its_kind(stage: Stage) -> None:
+def test_a_refusal_is_a_failure_with_its_kind(stage: RecordedStage) -> None:
     result = {"outcome": "refused", "failure": {"kind": "unknown-model", "message": "no", "where": None}}
     verdict = judge(stage, result, Exit(code=0), 60.0)
     assert verdict.status == "fail"

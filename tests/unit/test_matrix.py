@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from qvlfp8.cells import select
 from qvlfp8.errors import FileFormatError
-from qvlfp8.matrix import read_matrix, select
+from qvlfp8.matrix import read_matrix
 from tests.unit.factory import MATRIX, RECIPE, write_project
 
 ROOT = Path(__file__).parents[2]

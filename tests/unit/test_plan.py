@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvlfp8.matrix import STAGES, Cell
-from qvlfp8.plan import Plan, make_plan
+from qvlfp8 import plan
+from qvlfp8.cells import GENERATED, STAGES, Cell, Stage
+from qvlfp8.plan import LockKey, Plan
 from tests.unit.factory import open_project
 
 
@@ -18,9 +20,18 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, ...]:
     return project.matrix.cells
 
 
-def locks_for(cells: tuple[Cell, ...], salt: str = "") -> dict[str, str]:
-    ids = {e.id for c in cells for e in (c.quantize, c.serve)}
-    return {name: f"{name}{salt}" for name in ids}
+LAYOUT_STAGES: tuple[Stage, ...] = tuple(s for s in STAGES if s not in GENERATED)
+"""What a random model has."""
+
+EXAM = {"seed": 1, "per_task": 2}
+
+
+def make_plan(cells: Iterable[Cell], locks: Mapping[LockKey, str]) -> Plan:
+    return plan.make_plan(cells, locks, EXAM)
+
+
+def locks_for(cells: tuple[Cell, ...]) -> dict[LockKey, str]:
+    return {(e.id, "cpu"): e.id for c in cells for e in (c.quantize, c.serve)}
 
 
 def changed(before: Plan, after: Plan) -> set[str]:
@@ -33,16 +44,16 @@ def changed(before: Plan, after: Plan) -> set[str]:
 @given(data=st.data())
 def test_steps_come_after_what_they_need_and_stand_once(data: st.DataObject, cells: tuple[Cell, ...]) -> None:
     chosen = tuple(data.draw(st.lists(st.sampled_from(cells), unique=True)))
-    plan = make_plan(chosen, locks_for(cells))
+    made = make_plan(chosen, locks_for(cells))
     seen: set[str] = set()
-    for digest, step in plan.steps.items():
+    for digest, step in made.steps.items():
         assert digest == step.digest
         assert set(step.needs) <= seen
         seen.add(digest)
-    names = [(s.stage, s.subject) for s in plan.steps.values()]
+    names = [(s.stage, s.subject) for s in made.steps.values()]
     assert len(names) == len(set(names))
     for cell in chosen:
-        assert {plan.step(cell, stage).digest for stage in STAGES} <= seen
+        assert {made.step(cell, stage).digest for stage in LAYOUT_STAGES} <= seen
 
 
 @given(data=st.data())
@@ -58,12 +69,12 @@ def test_a_changed_lock_changes_exactly_what_runs_in_it_or_follows(
     name: str, cells: tuple[Cell, ...]
 ) -> None:
     locks = locks_for(cells)
-    hit = changed(make_plan(cells, locks), make_plan(cells, {**locks, name: "other"}))
-    plan = make_plan(cells, locks)
+    hit = changed(make_plan(cells, locks), make_plan(cells, {**locks, (name, "cpu"): "other"}))
+    made = make_plan(cells, locks)
     expected = set()
-    for step in plan.steps.values():
+    for step in made.steps.values():
         tainted = step.environment == name or any(
-            plan.steps[need].environment == name or _follows(plan, need, name) for need in step.needs
+            made.steps[need].environment == name or _follows(made, need, name) for need in step.needs
         )
         if tainted:
             expected.add(f"{step.stage} {step.subject}")
@@ -71,9 +82,9 @@ def test_a_changed_lock_changes_exactly_what_runs_in_it_or_follows(
     assert hit
 
 
-def _follows(plan: Plan, digest: str, name: str) -> bool:
-    step = plan.steps[digest]
-    return step.environment == name or any(_follows(plan, need, name) for need in step.needs)
+def _follows(made: Plan, digest: str, name: str) -> bool:
+    step = made.steps[digest]
+    return step.environment == name or any(_follows(made, need, name) for need in step.needs)
 
 
 def test_a_changed_recipe_changes_its_checkpoints_only(cells: tuple[Cell, ...]) -> None:
@@ -82,7 +93,7 @@ def test_a_changed_recipe_changes_its_checkpoints_only(cells: tuple[Cell, ...]) 
     after = tuple(c.model_copy(update={"recipe": altered}) if c.recipe.id == altered.id else c for c in cells)
     hit = changed(make_plan(cells, locks_for(cells)), make_plan(after, locks_for(cells)))
     assert {text.split()[1].split("/")[0] for text in hit} == {altered.id}
-    assert {text.split()[0] for text in hit} == set(STAGES)
+    assert {text.split()[0] for text in hit} == set(LAYOUT_STAGES)
 
 
 def test_words_about_a_recipe_change_nothing(cells: tuple[Cell, ...]) -> None:
@@ -104,17 +115,18 @@ def test_a_changed_worker_changes_its_stage_and_what_follows(
 
 
 def test_shared_steps_are_planned_once(cells: tuple[Cell, ...]) -> None:
-    plan = make_plan(cells, locks_for(cells))
+    made = make_plan(cells, locks_for(cells))
     count = {
-        stage: sum(s.stage == stage for s in plan.steps.values()) for stage in ("build", "model", *STAGES)
+        stage: sum(s.stage == stage for s in made.steps.values())
+        for stage in ("build", "model", *LAYOUT_STAGES)
     }
     assert count == {"build": 4, "model": 1, "quantize": 4, "inspect": 4, "preflight": 8}
     for one, other in itertools.combinations(cells, 2):
-        same = plan.step(one, "quantize") == plan.step(other, "quantize")
+        same = made.step(one, "quantize") == made.step(other, "quantize")
         assert same == (one.checkpoint == other.checkpoint)
 
 
 def test_of_cell_lists_everything_a_cell_needs_in_order(cells: tuple[Cell, ...], tmp_path: Path) -> None:
-    plan = make_plan(cells, locks_for(cells))
-    stages = [step.stage for step in plan.of_cell(cells[0])]
+    made = make_plan(cells, locks_for(cells))
+    stages = [step.stage for step in made.of_cell(cells[0])]
     assert stages == ["build", "model", "quantize", "inspect", "build", "preflight"]

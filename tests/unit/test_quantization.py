@@ -79,3 +79,32 @@ def test_no_configuration_breaks_the_reading(config: dict[str, Any]) -> None:
     except UnknownQuantization:
         return
     assert all(isinstance(pattern, str) for pattern in scheme.exclusions)
+
+
+FLAT = {
+    "quant_method": "modelopt",
+    "quant_algo": "FP8",
+    "ignore": ["lm_head", "model.visual*", "model.language_model.embed_tokens"],
+    "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False},
+}
+NESTED = {"quantization": {"quant_algo": "FP8", "exclude_modules": ["model.layers.visual*", "lm_head"]}}
+
+
+def test_portable_spells_vision_plainly_under_every_key() -> None:
+    flat = quantization.portable(FLAT)
+    patterns = ["lm_head", "visual", "model.language_model.embed_tokens"]
+    assert flat["ignore"] == flat["exclude_modules"] == patterns
+    assert flat["kv_cache_quant_algo"] == "FP8"
+    assert quantization.portable(NESTED)["quantization"]["exclude_modules"] == ["visual", "lm_head"]
+
+
+@pytest.mark.parametrize("document", [FLAT, NESTED])
+def test_portable_says_the_same_and_twice_is_once(document: dict[str, Any]) -> None:
+    once = quantization.portable(document)
+    assert quantization.portable(once) == once
+    before, after = quantization.read(document), quantization.read(once)
+    assert (after.fp8, after.kv_fp8) == (before.fp8, before.kv_fp8)
+    for module in ("lm_head", "visual.blocks.0.attn.qkv", "model.layers.0.mlp.down_proj"):
+        # ModelOpt 0.37.0's spelling names nothing; portable says what it meant.
+        meant = module.startswith("visual") or quantization.excludes(before.exclusions, module)
+        assert quantization.excludes(after.exclusions, module) == meant

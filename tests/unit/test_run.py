@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from qvlfp8.cells import Cell
 from qvlfp8.engine import Batch, Exit, Job
+from qvlfp8.environments import Environment
 from qvlfp8.errors import IndexUnreachableError, QvlError, StoreWriteError
 from qvlfp8.locks import Lock
-from qvlfp8.matrix import Cell, Environment
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.table import CellView
@@ -27,6 +28,9 @@ GOOD_PREFLIGHT: dict[str, Any] = json.loads(
 )["measured"]
 
 Script = Callable[[Job, Batch], dict[str, Any] | None]
+
+
+pytestmark = pytest.mark.usefixtures("fast_disk")
 
 
 @pytest.fixture(autouse=True)
@@ -137,12 +141,6 @@ class Bench:
 
     def statuses(self, stage: str) -> set[str]:
         return {s.status for v in self.views() for s in v.stages if s.stage == stage}
-
-
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for the disk is what takes the time here, and nothing here loses power."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
 
 
 @pytest.fixture
@@ -266,7 +264,7 @@ def test_a_record_names_what_went_in_and_how_to_repeat_it(bench: Bench) -> None:
     step = bench.plan.step(bench.cells[0], "preflight")
     record = bench.project.lookup(step)
     assert record is not None
-    assert record.inputs["lock"] == bench.locks["vllm-0.10.2"].digest
+    assert record.inputs["lock"] == bench.locks["vllm-0.10.2", "cpu"].digest
     assert record.inputs["needs"] == list(step.needs)
     assert record.environment == {"x": "1", "engine": "fake"}
     assert record.repeat == f"nox -s matrix -- --again --only '{bench.cells[0].id}'"

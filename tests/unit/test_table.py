@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from qvlfp8.matrix import STAGES, Cell
+from qvlfp8.cells import STAGES, Cell
 from qvlfp8.report.render import print_table, to_json, to_markdown
 from qvlfp8.report.table import Cause, CellView, StageView, _letter, make_table
 from qvlfp8.results import Status
@@ -31,7 +31,7 @@ def make_view(cell: Cell, statuses: tuple[Status, Status, Status], finding: str 
                 causes=(Cause(id=finding, text=f"{finding}: seen | here"),) if status == "fail" else (),
                 because=f"{finding}: seen | here" if status in {"fail", "error"} else "", digest="d",
             )
-            for stage, status in zip(STAGES, statuses, strict=True)
+            for stage, status in zip(STAGES[:3], statuses, strict=True)
         ),
     )  # fmt: skip
 

@@ -1,0 +1,57 @@
+"""Committed records of runs that not every machine can repeat: `results/`, one JSON file each.
+
+A record lies at ``results/ACCELERATOR/SERVE/NAME.json`` and is found by its evidence key (see
+:mod:`qvlfp8.plan`), so that a record whose recipe, model, lock, exam or options have changed since is
+not found, and never shown as current.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from qvlfp8.errors import FileFormatError
+from qvlfp8.results import Record
+
+
+class Evidence:
+    """The records below a folder, which need not be there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def record(self, key: str | None) -> Record | None:
+        """The record with this evidence key.
+
+        Raises:
+            FileFormatError: a file in the folder is no record.
+        """
+        return self._by_key.get(key) if key else None
+
+    def records(self) -> Iterator[tuple[Path, Record]]:
+        """Every file and its record, in the order of their names.
+
+        Raises:
+            FileFormatError: a file is no record.
+        """
+        for path in sorted(self.root.glob("*/*/*.json")):
+            try:
+                yield path, Record.model_validate_json(path.read_bytes())
+            except ValueError as error:
+                first = str(error).splitlines()[0]
+                raise FileFormatError(f"{path}: not a record: {first}", mend="remove it") from None
+
+    def add(self, record: Record) -> Path:
+        """Write a record where it belongs; one that was there before is replaced."""
+        accelerator = re.sub(r"[^a-z0-9]+", "-", (record.host.accelerator or "cpu").lower()).strip("-")
+        *subject, serve = record.subject.split("/")
+        path = self.root / accelerator / serve / f"{'~'.join(subject)}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(record.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+        return path
+
+    @cached_property
+    def _by_key(self) -> dict[str, Record]:
+        return {record.evidence: record for _, record in self.records() if record.evidence}

@@ -1,0 +1,90 @@
+"""`results/README.md`: what was run on GPUs, with the pictures and answers that prove each mark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qvlfp8.cells import GENERATED
+from qvlfp8.plan import Plan
+from qvlfp8.project import Project
+from qvlfp8.report import proof
+from qvlfp8.report.render import to_markdown
+from qvlfp8.report.table import CellView
+
+SHOWN = 4
+"""Questions shown for each cell."""
+
+
+def write_pages(project: Project) -> Path:
+    """Write the page and its pictures; returns the page's path. Needs numpy, which draws the pictures.
+
+    Raises:
+        LockError, FileFormatError: as for a project's views.
+    """
+    root = project.evidence.root
+    subjects = {record.subject for _, record in project.evidence.records()}
+    cells = [cell for cell in project.matrix.cells if cell.id in subjects]
+    plan = project.plan(cells, project.locks(cells))
+    views = [view for view in project.views(plan) if _was_run(view)]
+    exam = project.matrix.file.exam
+    sections = [_section(project, plan, view) for view in views]
+    used = {row.question for rows, _ in sections for row in rows}
+    prompts = _draw(root / "pictures", exam.seed, exam.per_task, used)
+    parts = [_HEAD.format(seed=exam.seed, per_task=exam.per_task), to_markdown(views), "# What was seen", ""]
+    for view, (rows, facts) in zip(views, sections, strict=True):
+        parts += [f"## {view.cell.id}", "", *facts, ""]
+        if rows:
+            parts += [proof.as_markdown(rows, prompts, "pictures"), ""]
+    page = root / "README.md"
+    page.write_text("\n".join(parts), encoding="utf-8")
+    return page
+
+
+_HEAD = """\
+<!-- Made by `qvlfp8 results report` from the records in this folder; do not edit. -->
+
+Each record is one run of vLLM on a GPU: `ACCELERATOR/VLLM/CHECKPOINT.json` names the GPU, driver, versions,
+digests, every question and every answer. All were asked the same exam (seed {seed}, {per_task} questions a
+task, those of sight with two pictures each), and are held against the unquantized model in the same vLLM.
+"""
+
+
+def _was_run(view: CellView) -> bool:
+    load = view.stage("load")
+    return load is not None and load.where is not None and load.where.accelerator is not None
+
+
+def _section(project: Project, plan: Plan, view: CellView) -> tuple[Sequence[proof.Shown], list[str]]:
+    record = project.lookup(plan.step(view.cell, "load"))
+    baseline = project.lookup(plan.baseline(view.cell))
+    if record is None or baseline is None:
+        return (), []
+    facts = [
+        f"- {stage.stage}: {stage.status}" + (f" ({stage.because})" if stage.because else "")
+        for stage in view.stages
+        if stage.stage in (*GENERATED, "preflight")
+    ]
+    told = record.environment
+    facts.insert(
+        0,
+        f"{record.host.accelerator}, driver {told.get('driver')}, vLLM {told.get('vllm')}, torch "
+        f"{told.get('torch')}, transformers {told.get('transformers')}, {record.started}; checkpoint "
+        f"`{str(record.measured.get('checkpoint_digest'))[:16]}`\n",
+    )
+    if not record.measured.get("answers") or not baseline.measured.get("answers"):
+        return (), facts
+    return proof.shown(record.measured, baseline.measured, SHOWN), facts
+
+
+def _draw(folder: Path, seed: int, per_task: int, names: set[str]) -> dict[str, str]:
+    from qvlfp8.reference.exam import make_exam
+
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = {}
+    for question in make_exam(seed, per_task):
+        if question.id in names and question.picture is not None:
+            prompts[question.id] = question.prompt
+            name = f"{question.id.replace('/', '-')}.png"
+            (folder / name).write_bytes(proof.png(question.picture))
+    return prompts

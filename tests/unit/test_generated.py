@@ -1,0 +1,211 @@
+"""One run of vLLM answers five stages, against the unquantized model's run in the same environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qvlfp8.engine import Batch, Job
+from qvlfp8.evidence import Evidence
+from qvlfp8.project import Project
+from qvlfp8.report.table import CellView, make_table
+from qvlfp8.results import Host
+from tests.unit.factory import MATRIX, RECIPE, open_project
+from tests.unit.test_run import FakeEngine, Seen, passes
+
+SEEING = (
+    MATRIX.replace(
+        "{id: tiny, reference: random, seed: 0, default: true}", "{id: seeing, reference: trained}"
+    )
+    .replace("models: tiny", "models: seeing")
+    .replace("{vllm: 0.13.0, transformers: 4.57.6}", "{vllm: 0.32.0, transformers: 5.14.1, device: cpu}")
+)
+CPU, GPU = "vllm-0.32.0-cpu", "vllm-0.10.2"
+
+
+pytestmark = pytest.mark.usefixtures("fast_disk")
+
+
+@pytest.fixture(autouse=True)
+def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(folder: Path, *, tied: bool) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"tied": tied}))
+
+    monkeypatch.setattr("qvlfp8.reference.write_trained", write, raising=False)
+    monkeypatch.setattr("qvlfp8.source.of_trained_weights", lambda: "weights")
+
+
+def measured(
+    said: str = "red", swapped: str = "blue", exception: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    sight = {
+        "id": "colour/000",
+        "task": "colour",
+        "sight": True,
+        "expected": "red",
+        "swapped_expected": "blue",
+    }
+    text = {"id": "sum/000", "task": "sum", "sight": False, "expected": "5", "swapped_expected": None}
+    return {
+        "checkpoint_digest": "d", "exam_digest": "e", "options": {"door": "engine"},
+        "load": {"seconds": 1.0, "memory_mb": None, "exception": exception},
+        "answers": [] if exception else [
+            {**sight, "answer": said, "swapped_answer": swapped, "ids": []},
+            {**text, "answer": "5", "swapped_answer": None, "ids": []},
+        ],
+        "fidelity": {
+            "positions": 2, "mean_kl": 0.0, "p99_kl": 0.0, "top1_agreement": 1.0, "not_finite": 0,
+        },
+        "speed": {"seconds": 1.0, "questions": 2, "output_tokens": 4, "output_tokens_per_second": 4.0},
+        "log_marks": [],
+    }  # fmt: skip
+
+
+class Vllm:
+    """A fake engine's script: the unquantized model answers rightly, checkpoints as told."""
+
+    def __init__(self, checkpoint: Mapping[str, Any]) -> None:
+        self.checkpoint = checkpoint
+        self.params: list[dict[str, Any]] = []
+
+    def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+        if batch.worker != "generate":
+            return passes(job, batch)
+        self.params.append(job.params)
+        (job.out / "generation").mkdir()
+        (job.out / "generation" / "logprobs.npy").write_bytes(b"0")
+        return {
+            "outcome": "done",
+            "measured": self.checkpoint if "baseline" in job.params else measured(),
+            "environment": {},
+            "seconds": 1.0,
+        }
+
+
+def execute(project: Project, script: Vllm) -> dict[str, CellView]:
+    from qvlfp8.run import Runner
+
+    cells = project.matrix.cells
+    locks = project.locks(cells)
+    plan = project.plan(cells, locks)
+    with project.store.locked():
+        runner = Runner(
+            plan, store=project.store, engine=FakeEngine(script), environments=project.environments,
+            locks=locks, progress=Seen(), lookup=project.lookup,
+        )  # fmt: skip
+        runner.run(jobs=2)
+    return {view.cell.id: view for view in project.views(plan)}
+
+
+def statuses(view: CellView) -> dict[str, str]:
+    return {stage.stage: stage.status for stage in view.stages}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return open_project(tmp_path, SEEING)
+
+
+def test_a_checkpoint_that_sees_passes_every_stage(project: Project) -> None:
+    script = Vllm(measured())
+    views = execute(project, script)
+    view = views[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    assert set(statuses(view).values()) == {"pass"}
+    assert [marks for _, marks in make_table([view]).rows] == [("●",)]
+    baseline, first, second = script.params
+    assert "baseline" not in baseline
+    assert Path(baseline["checkpoint"]).parts[-3] == "model"
+    assert first["baseline"] == second["baseline"]
+    assert first["options"] == {
+        "device": "cpu",
+        "enforce_eager": True,
+        "kv_cache_dtype": "auto",
+        "door": "engine",
+    }
+
+
+def test_the_same_answer_to_both_pictures_is_blindness(project: Project) -> None:
+    views = execute(project, Vllm(measured(swapped="red")))
+    view = views[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    assert statuses(view)["text"] == statuses(view)["load"] == "pass"
+    assert statuses(view)["image"] == "fail"
+    assert view.decisive.findings == ("blind",)
+
+
+def test_what_does_not_load_blocks_the_rest_and_is_told(project: Project) -> None:
+    error = {
+        "type": "KeyError",
+        "message": "'blocks.0.attn.k_proj.k_scale'",
+        "where": "x",
+        "stage": "load",
+        "origin": "checkpoint",
+    }
+    view = execute(project, Vllm(measured(exception=error)))[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    assert statuses(view)["load"] == "fail"
+    assert {statuses(view)[stage] for stage in ("text", "image", "fidelity", "speed")} == {"blocked"}
+    assert view.decisive.findings == ("stray-vision-kv-scale",)
+
+
+def test_a_machines_fault_is_an_error_and_tried_again(project: Project) -> None:
+    error = {
+        "type": "OutOfMemoryError",
+        "message": "m",
+        "where": "x",
+        "stage": "load",
+        "origin": "environment",
+    }
+    view = execute(project, Vllm(measured(exception=error)))[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    assert view.decisive.status == "error"
+    script = Vllm(measured())
+    again = execute(project, script)[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    assert statuses(again)["image"] == "pass"
+    assert len(script.params) == 2, "both checkpoints, and not the unquantized model again"
+
+
+def test_without_a_gpu_its_cells_are_not_run_and_no_surprise(project: Project) -> None:
+    views = execute(project, Vllm(measured()))
+    view = views[f"lm-fp8/modelopt-0.41.0/seeing/{GPU}"]
+    assert {statuses(view)[stage] for stage in ("load", "text", "image", "fidelity", "speed")} == {"not run"}
+    assert view.decisive.stage == "preflight"
+    assert not any(text for _, text in project.surprises(view))
+
+
+def test_committed_evidence_stands_for_what_cannot_be_run_here(project: Project) -> None:
+    execute(project, Vllm(measured()))
+    cells = project.matrix.cells
+    plan = project.plan(cells, project.locks(cells))
+    cell = next(cell for cell in cells if cell.serve.id == GPU)
+    made_here = next(
+        record for c in cells if c.serve.id == CPU and (record := project.lookup(plan.step(c, "load")))
+    )
+    host = Host(machine="x86_64", system="Linux", cpus=1, memory_gb=1.0, accelerator="NVIDIA H200")
+    for step, said in ((plan.baseline(cell), measured()), (plan.step(cell, "load"), measured(swapped="red"))):
+        update: dict[str, Any] = {"subject": step.subject, "evidence": step.evidence, "digest": "f" * 64}
+        update |= {"host": host, "measured": said}
+        Evidence(project.matrix.path.parent / "results").add(made_here.model_copy(update=update))
+    fresh = Project.open(project.matrix.path)
+    view = next(view for view in fresh.views(plan) if view.cell.id == cell.id)
+    assert statuses(view)["image"] == "fail"
+    assert view.decisive.where is not None
+    assert view.decisive.where.accelerator == "NVIDIA H200"
+    assert any("blind" in (text or "") for _, text in fresh.surprises(view))
+
+
+def test_evidence_for_another_recipe_does_not_count(project: Project, tmp_path: Path) -> None:
+    cells = project.matrix.cells
+    before = project.plan(cells, project.locks(cells))
+    other = open_project(tmp_path / "other", SEEING)
+    path = other.matrix.path.parent / "recipes" / "lm-fp8.yaml"
+    path.write_text(RECIPE.replace("modality: text", "modality: text, samples: 9"))
+    other = Project.open(other.matrix.path)
+    after = other.plan(other.matrix.cells, other.locks(other.matrix.cells))
+    for cell in cells:
+        mine, theirs = before.step(cell, "load"), after.step(cell, "load")
+        assert mine.evidence
+        assert mine.evidence != theirs.evidence
+        assert before.baseline(cell).evidence == after.baseline(cell).evidence
