@@ -47,6 +47,8 @@ def closure(*names: str) -> set[str]:
         name = left.pop()
         if name not in found:
             found.add(name)
+            # A module's package is imported before it, with all that the package imports.
+            left += [name.rpartition(".")[0]] if "." in name else []
             left += _imports(name)
     return found
 

@@ -10,7 +10,7 @@ import pytest
 
 from qvlfp8 import source
 
-WORKERS = ("quantize", "inspect", "preflight")
+WORKERS = ("quantize", "inspect", "preflight", "generate")
 
 BLOCKED = """
 import importlib, sys
@@ -34,7 +34,7 @@ def test_a_worker_module_imports_with_the_standard_library_alone(worker: str) ->
         [sys.executable, "-c", BLOCKED, worker], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    imported = {name.removeprefix("qvlfp8.") for name in done.stdout.split()} - {"worker"}
+    imported = {name.removeprefix("qvlfp8.") for name in done.stdout.split()}
     assert imported <= source.closure(f"worker.{worker}")
 
 
@@ -64,4 +64,18 @@ def test_the_closure_follows_imports_inside_functions(
     monkeypatch.setattr(source, "PACKAGE", tmp_path)
     source._imports.cache_clear()
     assert source.closure("a") == {"a", "b", "c"}
+    source._imports.cache_clear()
+
+
+def test_the_closure_has_the_packages_of_modules_and_what_they_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.py").write_text("from qvlfp8.parts.b import x\n")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "__init__.py").write_text("from qvlfp8.parts.c import y\n")
+    (tmp_path / "parts" / "b.py").write_text("x = 1\n")
+    (tmp_path / "parts" / "c.py").write_text("y = 1\n")
+    monkeypatch.setattr(source, "PACKAGE", tmp_path)
+    source._imports.cache_clear()
+    assert source.closure("a") == {"a", "parts", "parts.b", "parts.c"}
     source._imports.cache_clear()
