@@ -191,7 +191,8 @@ class Runner:
                 made_in = self._plan.steps[step.needs[0]].environment or ""
                 batches.setdefault((step.stage, made_in), []).append(step)
         names = {s.digest: f"{stage} {where}" for (stage, where), group in batches.items() for s in group}
-        for (stage, where), group in batches.items():
+        # Runs of vLLM take longest: they come first, beside the short ones.
+        for (stage, where), group in sorted(batches.items(), key=lambda batch: batch[0][0] != "generate"):
             name = f"{stage} {where}"
             # A run of vLLM needs its baseline, which stands before it in the same batch.
             after = {names.get(need, need) for step in group for need in step.needs} - {name}
