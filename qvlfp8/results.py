@@ -75,6 +75,11 @@ class Record(Strict):
     qvlfp8: str
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether it was executed on another machine: it read nothing of this store."""
+        return self.stage == "generate" and not self.read
+
+    @property
     def causes(self) -> tuple[Finding, ...]:
         """The findings that fail the stage."""
         return tuple(f for f in self.findings if f.severity == "fail")

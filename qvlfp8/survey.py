@@ -38,7 +38,7 @@ def survey(plan: Plan, lookup: Lookup) -> dict[str, Seen]:
     seen: dict[str, Seen] = {}
     for step in plan.steps.values():
         record = lookup(step)
-        elsewhere = record is not None and record.digest != step.digest
+        elsewhere = record is not None and record.elsewhere
         stale = record is not None and not elsewhere and _stale(record, step, seen)
         seen[step.digest] = Seen(record=record, stale=stale, elsewhere=elsewhere)
     return seen

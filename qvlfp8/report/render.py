@@ -38,6 +38,8 @@ def print_table(console: Console, views: Iterable[CellView]) -> None:
             f"   {reason.text[:500]}\n   for example in {reason.example}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
+    for cell, text in table.differences:
+        console.print(f"≠  {cell}: {text}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         "\n".join(f"{symbol}  {text}" for symbol, text in LEGEND),
         style="dim",
@@ -63,6 +65,9 @@ def to_markdown(views: Iterable[CellView]) -> str:
             f"| {r.letter} | {r.stage} | `{r.what}` | {r.cells} | {_cell_text(r.text)} ({r.example}) |"
             for r in table.reasons
         ]
+    if table.differences:
+        lines += ["", "Where preflight and a run differ:", ""]
+        lines += [f"- {cell}: {_cell_text(text)}" for cell, text in table.differences]
     lines += ["", *(f"- {symbol} {text}" for symbol, text in LEGEND), ""]
     return "\n".join(lines)
 

@@ -80,6 +80,26 @@ class CellView:
         return next((view for view in self.stages if view.stage == name), None)
 
 
+def difference(view: CellView) -> str | None:
+    """Where what preflight foretold and what a run showed differ, in one line; None if they agree.
+
+    Preflight foretells that a checkpoint loads and that no part of it is left unset or misread; a run
+    agrees if it loads, speaks and sees.
+    """
+    foretold = view.stage("preflight")
+    ran = [stage for stage in view.stages if stage.stage in ("load", "text", "image")]
+    if foretold is None or foretold.status not in {"pass", "fail"}:
+        return None
+    if not ran or any(stage.status not in {"pass", "fail", "blocked"} for stage in ran):
+        return None
+    failed = [stage for stage in ran if stage.status == "fail"]
+    if (foretold.status == "fail") == bool(failed):
+        return None
+    if failed:
+        return f"preflight passed, the run failed at {failed[0].stage}: {failed[0].because}"
+    return f"preflight failed ({foretold.because}), the run passed"
+
+
 _BAD: tuple[Status, ...] = ("error", "fail", "stale")
 _ABSENT: tuple[Status, ...] = ("blocked", "not run")
 
@@ -228,6 +248,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
     reasons: tuple[Reason, ...]
+    differences: tuple[tuple[str, str], ...] = ()
+    """Cell id, and where its preflight and its run differ."""
 
 
 def make_table(views: Iterable[CellView]) -> Table:
@@ -259,6 +281,7 @@ def make_table(views: Iterable[CellView]) -> Table:
             )
             for key, seen in causes.items()
         ),
+        differences=tuple((view.cell.id, text) for view in views if (text := difference(view))),
     )
 
 

@@ -185,7 +185,12 @@ def test_committed_evidence_stands_for_what_cannot_be_run_here(project: Project)
     )
     host = Host(machine="x86_64", system="Linux", cpus=1, memory_gb=1.0, accelerator="NVIDIA H200")
     for step, said in ((plan.baseline(cell), measured()), (plan.step(cell, "load"), measured(swapped="red"))):
-        update: dict[str, Any] = {"subject": step.subject, "evidence": step.evidence, "digest": "f" * 64}
+        update: dict[str, Any] = {
+            "subject": step.subject,
+            "evidence": step.evidence,
+            "digest": "f" * 64,
+            "read": {},
+        }
         update |= {"host": host, "measured": said}
         Evidence(project.matrix.path.parent / "results").add(made_here.model_copy(update=update))
     fresh = Project.open(project.matrix.path)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from qvlfp8.cells import STAGES, Cell
 from qvlfp8.report.render import print_table, to_json, to_markdown
-from qvlfp8.report.table import Cause, CellView, StageView, _letter, make_table
+from qvlfp8.report.table import Cause, CellView, StageView, _letter, difference, make_table
 from qvlfp8.results import Status
 from tests.unit.factory import open_project
 
@@ -117,3 +117,34 @@ def test_letters_go_on_after_z() -> None:
         "zz",
         "aaa",
     ]
+
+
+@pytest.mark.parametrize(
+    ("preflight", "run", "says"),
+    [
+        ("pass", ("pass", "pass", "pass"), None),
+        ("fail", ("fail", "blocked", "blocked"), None),
+        ("fail", ("pass", "pass", "fail"), None),
+        ("pass", ("pass", "pass", "fail"), "preflight passed, the run failed at image: why"),
+        ("pass", ("fail", "blocked", "blocked"), "preflight passed, the run failed at load: why"),
+        ("fail", ("pass", "pass", "pass"), "preflight failed (why), the run passed"),
+        ("pass", ("not run", "not run", "not run"), None),
+        ("blocked", ("pass", "pass", "pass"), None),
+        ("pass", ("error", "blocked", "blocked"), None),
+        ("fail", ("stale", "stale", "stale"), None),
+    ],
+)
+def test_where_preflight_and_a_run_differ_is_said(
+    cells: tuple[Cell, ...], preflight: Status, run: tuple[Status, ...], says: str | None
+) -> None:
+    stages = zip(("preflight", "load", "text", "image"), (preflight, *run), strict=True)
+    view = CellView(
+        cell=cells[0],
+        stages=tuple(
+            StageView(stage=stage, status=status, because="why")  # type: ignore[arg-type]
+            for stage, status in stages
+        ),
+    )
+    assert difference(view) == says
+    if says:
+        assert says in to_markdown([view])
