@@ -183,7 +183,8 @@ class Cell(Strict):
     @property
     def default(self) -> bool:
         """Whether the cell belongs to the slice that runs when nothing is asked for."""
-        return self.quantize.default and self.model.default and self.serve.default
+        plain = self.variant.id == PLAIN.id
+        return plain and self.quantize.default and self.model.default and self.serve.default
 
 
 @cache

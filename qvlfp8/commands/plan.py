@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,11 @@ def show_plan(
     for cell in cells:
         steps = [f"{s.stage}{' ✓' if s.digest in cached else ''}" for s in plan.of_cell(cell)]
         print(f"{cell.id}  {' · '.join(steps)}")
-    for name, reason in left_out:
-        print(f"- {name}  left out: {reason}")
-    print(
-        f"{len(cells)} cells, {len(plan.steps)} steps ({len(cached)} cached, marked ✓), "
-        f"{len(left_out)} cells left out"
-    )
+    for cell, reason in project.matrix.excluded:
+        print(f"- {cell.id}  left out: {reason}")
+    counts = Counter(reason for _, reason in left_out[len(project.matrix.excluded) :])
+    rest = "".join(f"; {number} cells {reason}" for reason, number in counts.items())
+    print(f"{len(cells)} cells, {len(plan.steps)} steps ({len(cached)} cached, marked ✓){rest}")
 
 
 def _left_out(project: Project, cells: Sequence[Cell], only: Sequence[str]) -> list[tuple[str, str]]:
