@@ -133,11 +133,11 @@ class Expectation(Strict):
         alone = stage in OF_CHECKPOINT
         return (
             self.stage == stage
-            and stage in cell.stages
             and (alone or admits(self.vllm, cell.serve.vllm))
             and admits(self.modelopt, cell.quantize.modelopt)
             and admits(self.transformers, cell.quantize.transformers)
             and any(fnmatchcase(cell.subject(stage), glob) for glob in globs(self.cells))
+            and stage in cell.stages
         )
 
 
@@ -170,7 +170,7 @@ class Cell(Strict):
         """``bf16/MODEL/SERVE``: the id of the unquantized model's run that this cell is compared with."""
         return f"bf16/{self.model.id}/{self.server}"
 
-    @property
+    @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Its stages. What is run on any machine need not be foretold: the CPU build has no preflight."""
         foretold = self.serve.device == "cuda" or self.model.reference == "random"

@@ -6,19 +6,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvlfp8.cells import BLOCKED_BY, Cell, Stage, select
 from qvlfp8.environments import Environment
 from qvlfp8.errors import UsageError
 from qvlfp8.evidence import Evidence
-from qvlfp8.expect import surprise
 from qvlfp8.locks import Lock, path_of, read_lock
 from qvlfp8.matrix import Matrix, read_matrix
 from qvlfp8.plan import LockKey, Plan, Step, make_plan
-from qvlfp8.report.table import CellView, view_cells
 from qvlfp8.results import Record
 from qvlfp8.store import Store
 from qvlfp8.survey import survey
+
+if TYPE_CHECKING:
+    from qvlfp8.report.table import CellView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +99,14 @@ class Project:
 
     def views(self, plan: Plan) -> tuple[CellView, ...]:
         """The plan's cells with what their records say."""
+        from qvlfp8.report.table import view_cells
+
         return view_cells(plan, survey(plan, self.lookup), self.matrix.bounds)
 
     def surprises(self, view: CellView) -> Iterator[tuple[Stage, str | None]]:
         """(stage, what is not as expected or None) for each stage of a cell."""
+        from qvlfp8.expect import surprise
+
         failing: set[Stage] = set()
         for stage in view.stages:
             expected = self.matrix.expected(view.cell, stage.stage)
