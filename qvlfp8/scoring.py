@@ -198,11 +198,15 @@ class _Answers:
 
     def text(self) -> Scored:
         """Tasks without a picture."""
+        if all(answer["sight"] for answer in self._answers):
+            return _blocked("no question of speech was asked")
         found, measured = self._tasks(sight=False, drop=self._bounds.text_drop)
         return _ended([*self._unknown(), *([_finding("speaks-wrongly", found)] if found else [])], measured)
 
     def image(self) -> Scored:
         """Tasks with a picture: what is answered, and whether it depends on the picture."""
+        if not any(answer["sight"] for answer in self._answers):
+            return _blocked("no question of sight was asked")
         found, measured = self._tasks(sight=True, drop=self._bounds.image_drop)
         changed = _changed(self._answers)
         usual = _changed(self._theirs) if self._theirs else dict.fromkeys(changed, 1.0)
@@ -304,6 +308,8 @@ def _fidelity(measured: Mapping[str, Any], baseline: Mapping[str, Any] | None, b
     if numbers["not_finite"]:
         say = f"of {numbers['not_finite']} answered tokens"
         found.append(_finding("not-finite-output", [say]))
+    elif numbers["mean_kl"] is None:
+        return _blocked("no token could be compared")
     if numbers["mean_kl"] is not None:
         found += [_finding("diverges", beyond)] if (beyond := _beyond(numbers, bounds)) else []
     return _ended(found, numbers)

@@ -139,7 +139,7 @@ def values(tensor: Tensor) -> tuple[float, ...]:
         case "F8_E5M2":
             return struct.unpack(f"<{count}e", b"".join(bytes((0, byte)) for byte in data))
         case "F8_E4M3":
-            return tuple(map(_decode_e4m3, data))
+            return tuple(map(decode_e4m3, data))
         case other:
             raise ValueError(f"{tensor.name} is {other}, no floating-point type of a scale")
 
@@ -245,8 +245,8 @@ def _check_layout(file: Path, tensors: Iterable[Tensor], begin: int, size: int) 
         _malformed(file, f"its tensors end at byte {position}, the file at {size}")
 
 
-def _decode_e4m3(byte: int) -> float:
-    """The "FN" variant: bias 7, no infinities, one NaN for each sign."""
+def decode_e4m3(byte: int) -> float:
+    """Give the number that a byte is in E4M3, the "FN" variant: no infinities, one NaN for each sign."""
     sign = -1.0 if byte & 0x80 else 1.0
     exponent, mantissa = (byte >> 3) & 0xF, byte & 0x7
     if byte & 0x7F == 0x7F:

@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -205,5 +204,5 @@ def _ask(url: str, body: Mapping[str, Any] | None) -> Any:
     try:
         with urllib.request.urlopen(request, timeout=ASK_LIMIT_S) as answer:  # noqa: S310
             return json.load(answer)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{url}: no answer: {error}", mend="start the server, or correct --url") from None

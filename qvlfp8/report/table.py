@@ -16,7 +16,7 @@ from qvlfp8.cells import GENERATED, Cell, Stage
 from qvlfp8.environments import Device
 from qvlfp8.findings import Finding
 from qvlfp8.plan import Plan, Step
-from qvlfp8.results import Host, Status
+from qvlfp8.results import Host, Record, Status
 from qvlfp8.scoring import Bounds
 from qvlfp8.survey import Seen
 
@@ -68,12 +68,13 @@ class CellView:
         A run of vLLM that passed answers for a stage before it that was not executed on this machine;
         one that cannot be had here, for want of a GPU, does not hide what was.
         """
-        ran = [v for v in self.stages if v.stage in GENERATED and v.status == "pass"]
-        for status in _BAD if ran else (*_BAD, *_ABSENT):
+        ran = [view for view in self.stages if view.stage in GENERATED and view.status == "pass"]
+        for status in (*_BAD, *_ABSENT):
             for view in self.stages:
-                if view.status == status and not view.excused:
+                answered = bool(ran) and status in _ABSENT and view.stage not in GENERATED
+                if view.status == status and not view.excused and not answered:
                     return view
-        return [v for v in self.stages if v.status == "pass"][-1]
+        return [view for view in self.stages if view.status == "pass"][-1]
 
     def stage(self, name: Stage) -> StageView | None:
         """One stage; None if the cell's model has not got it."""
@@ -169,10 +170,13 @@ def _generated(
         yield from (replace(known, stage=stage) for stage in stages if known)
         return
     view = partial(StageView, digest=step.digest, device=step.device, where=record.host)
-    if record.status != "pass" or baseline is None or baseline.status != "pass":
-        told = record if record.status != "pass" else baseline
-        because = f"{told.subject}: {told.because()}" if told else "the unquantized model was not run"
-        yield view(stage=stages[0], status="error", because=because)
+    if record.status == "fail":
+        yield view(stage=stages[0], status="fail", causes=_as_causes(record.causes), because=record.because())
+        yield from (view(stage=s, status="blocked", because="load") for s in stages[1:])
+        return
+    trouble = _trouble(record) or _control_trouble(baseline)
+    if trouble or baseline is None:
+        yield view(stage=stages[0], status="error", because=trouble)
         yield from (view(stage=s, status="blocked", because="vLLM could not be run") for s in stages[1:])
         return
     for stage, scored in scoring.score(record.measured, baseline.measured, bounds(cell)).items():
@@ -184,6 +188,21 @@ def _generated(
             because="; ".join(f"{f.id}: {f.summary}" for f in bad) or scored.because or "",
             measured=scored.measured,
         )
+
+
+def _trouble(record: Record) -> str:
+    """Why a run says nothing of a checkpoint; empty if it does."""
+    return "" if record.status == "pass" else f"{record.subject}: {record.because()}"
+
+
+def _control_trouble(baseline: Record | None) -> str:
+    """Why the unquantized model's run is no control: where it fails, a checkpoint cannot be blamed."""
+    if baseline is None:
+        return "the unquantized model was not run"
+    raised = baseline.measured["load"]["exception"] if baseline.status == "pass" else None
+    if raised is not None:
+        return f"{baseline.subject}: vLLM cannot run it: {raised['type']}: {raised['message'][:300]}"
+    return _trouble(baseline)
 
 
 def _as_causes(findings: Iterable[Finding | results.Finding]) -> tuple[Cause, ...]:
@@ -225,7 +244,8 @@ LEGEND = (
 def symbol(view: CellView) -> str:
     """The mark of a cell."""
     decisive = view.decisive
-    sees = decisive.status == "pass" and decisive.stage in GENERATED
+    held = [stage.stage for stage in view.stages if stage.status == "pass"]
+    sees = decisive.status == "pass" and {"load", "text", "image", "fidelity"} <= set(held)
     return SEES if sees else SYMBOLS[decisive.status]
 
 

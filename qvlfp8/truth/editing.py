@@ -19,9 +19,9 @@ from typing import Any
 
 from qvlfp8 import checkpoint as ck
 from qvlfp8.structure import canonical, part_of
-from qvlfp8.tensorfile import BITS
+from qvlfp8.tensorfile import BITS, decode_e4m3
 
-__all__ = ["Draft", "Entry", "decode_e4m3", "encode_e4m3", "rescale_e4m3"]
+__all__ = ["Draft", "Entry", "encode_e4m3", "rescale_e4m3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,17 +142,6 @@ class Draft:
             ck.write_safetensors(
                 self.folder / file, [(e.name, e.dtype, e.shape, e.data) for e in held], {"format": "pt"}
             )
-
-
-def decode_e4m3(byte: int) -> float:
-    """The number that a byte is in E4M3 (the "FN" variant: no infinities)."""
-    sign = -1.0 if byte & 0x80 else 1.0
-    exponent, mantissa = (byte >> 3) & 0xF, byte & 0x7
-    if byte & 0x7F == 0x7F:
-        return math.nan
-    if exponent == 0:
-        return sign * mantissa * 2.0**-9
-    return sign * (8 + mantissa) * 2.0 ** (exponent - 10)
 
 
 _MAGNITUDES = [decode_e4m3(byte) for byte in range(0x7F)]

@@ -1,4 +1,4 @@
-"""Plant every fault, ask vLLM, and see who catches it: ``python -m qvlfp8.truth.session``.
+"""Plant every fault, ask vLLM, and see who catches it.
 
 It works in three steps that need not happen on one machine: :func:`prepare` makes the broken
 checkpoints and the jobs of one batch, any engine runs that batch in a serve environment, and
@@ -7,12 +7,7 @@ checkpoints and the jobs of one batch, any engine runs that batch in a serve env
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +20,7 @@ from qvlfp8.truth.faults import Fault, faults_for, plant
 from qvlfp8.worker import inspect
 from qvlfp8.worker.protocol import RESULT, Refused
 
-__all__ = ["BASELINE", "Subject", "Verdict", "judge", "main", "prepare", "summary", "table"]
+__all__ = ["BASELINE", "Subject", "Verdict", "judge", "prepare", "summary", "table"]
 
 BASELINE = "bf16"
 
@@ -243,54 +238,3 @@ def read_results(work: Path, subjects: Iterable[Subject]) -> dict[str, dict[str,
         if path.exists():
             found[subject.id] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def run_batch(spec: Mapping[str, Any], python: Path, work: Path) -> None:
-    """Run the batch with a serve environment's interpreter; its own log is ``work/batch.log``.
-
-    Raises:
-        subprocess.CalledProcessError: the batch could not be run.
-    """
-    file = work / "batch.json"
-    file.write_text(json.dumps(spec), encoding="utf-8")
-    worker = Path(inspect.__file__).with_name("__main__.py")
-    environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
-    with (work / "batch.log").open("wb") as log:
-        subprocess.run(
-            [str(python), "-P", str(worker), str(file)],
-            stdout=log, stderr=log, check=True,
-            env={"VLLM_CACHE_ROOT": str(work / "cache"), **environment},
-        )  # fmt: skip
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything on this machine; 0 if every harmful fault was caught without a false alarm."""
-    parser = argparse.ArgumentParser(prog="python -m qvlfp8.truth.session", description=__doc__)
-    parser.add_argument("good", nargs="+", metavar="RECIPE=FOLDER", help=f"{BASELINE}=FOLDER among them")
-    parser.add_argument("--python", type=Path, help="a serve environment's; without it results are read")
-    parser.add_argument("--work", type=Path, help="where checkpoints and results go")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--per-task", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bounds", type=Path, help="JSON: recipe -> fields of Bounds")
-    chosen = parser.parse_args(argv)
-    good = {name: Path(folder).resolve() for name, _, folder in (item.partition("=") for item in chosen.good)}
-    work = (chosen.work or Path(tempfile.mkdtemp(prefix="qvlfp8-truth-"))).resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    options = {"device": chosen.device, "enforce_eager": True, "kv_cache_dtype": "auto", "door": "engine"}
-    subjects, spec = prepare(
-        good, work, exam={"seed": chosen.seed, "per_task": chosen.per_task}, options=options
-    )
-    if chosen.python is not None:
-        run_batch(spec, chosen.python, work)
-    told = json.loads(chosen.bounds.read_text()) if chosen.bounds else {}
-    bounds = {recipe: Bounds(**fields) for recipe, fields in told.items()}
-    verdicts = judge(subjects, read_results(work, subjects), bounds)
-    line, held = summary(verdicts)
-    print(table(verdicts))
-    print(line)
-    return 0 if held else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,6 +22,7 @@ from qvlfp8 import checkpoint as ck
 from qvlfp8.worker import fresh, generate_faults, generate_gpu, generate_patches, generate_plants
 from qvlfp8.worker.generate_log import LogMarks
 from qvlfp8.worker.protocol import Refused
+from qvlfp8.worker.vllm_patches import version_of_vllm
 
 if TYPE_CHECKING:
     from qvlfp8.reference.exam import Question
@@ -78,7 +79,7 @@ def prepare(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     devices = {job["options"]["device"] for job in jobs}
     facts: dict[str, Any] = {"python": platform.python_version(), "patches": []}
     try:
-        facts |= {"vllm": generate_patches.version_of_vllm(), "torch": version("torch")}
+        facts |= {"vllm": version_of_vllm(), "torch": version("torch")}
         facts["transformers"] = version("transformers")
         if "cuda" in devices:
             facts |= generate_gpu.describe()

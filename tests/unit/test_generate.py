@@ -228,3 +228,23 @@ def test_a_process_of_its_own_returns_what_was_measured(tmp_path: Path) -> None:
     assert measured["digest"] == ck.folder_digest(checkpoint)
     with pytest.raises(Refused):
         fresh.run("inspect", {"checkpoint": str(tmp_path / "nothing"), "recipe": None}, out)
+
+
+def test_each_gpu_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import fcntl
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def is_free(gpu: str) -> bool:
+        with (tmp_path / f"qvlfp8-gpu-{gpu}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with generate_gpu.one_at_a_time("cuda"):
+        assert not is_free("1")
+        assert is_free("0")
+    assert is_free("1")

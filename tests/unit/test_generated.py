@@ -167,6 +167,49 @@ def test_a_machines_fault_is_an_error_and_tried_again(project: Project) -> None:
     assert len(script.params) == 2, "both checkpoints, and not the unquantized model again"
 
 
+def test_where_the_unquantized_model_fails_no_checkpoint_is_blamed(project: Project) -> None:
+    error = {"type": "ValueError", "message": "m", "where": "x", "stage": "load", "origin": "checkpoint"}
+
+    class Broken(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            result = super().__call__(job, batch)
+            return result and result | (
+                {"measured": measured(exception=error)} if batch.worker == "generate" else {}
+            )
+
+    view = execute(project, Broken(measured()))[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    assert statuses(view)["load"] == "error"
+    assert "vLLM cannot run it: ValueError: m" in view.decisive.because
+
+
+def test_a_run_without_fidelity_is_not_shown_as_seeing(project: Project) -> None:
+    view = execute(project, Vllm(measured() | {"fidelity": None}))[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    assert statuses(view)["image"] == "pass"
+    assert statuses(view)["fidelity"] == "blocked"
+    assert [marks for _, marks in make_table([view]).rows] == [("▪",)]
+    assert any("blocked" in (text or "") for _, text in project.surprises(view))
+
+
+def test_what_the_worker_refuses_is_the_checkpoints_failure(project: Project) -> None:
+    class Refusing(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            result = super().__call__(job, batch)
+            if batch.worker != "generate" or "baseline" not in job.params:
+                return result
+            failure = {"kind": "not-a-checkpoint", "message": "no config", "where": None}
+            return {
+                "outcome": "refused",
+                "failure": failure,
+                "measured": {},
+                "environment": {},
+                "seconds": 1.0,
+            }
+
+    view = execute(project, Refusing(measured()))[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    assert statuses(view)["load"] == "fail"
+    assert view.decisive.findings == ("not-a-checkpoint",)
+
+
 def test_without_a_gpu_its_cells_are_not_run_and_no_surprise(project: Project) -> None:
     views = execute(project, Vllm(measured()))
     view = views[f"lm-fp8/modelopt-0.41.0/seeing/{GPU}"]

@@ -210,3 +210,16 @@ def test_marks_of_the_log_are_notes() -> None:
 def test_every_id_that_can_be_given_is_declared() -> None:
     assert {kind for _, kind in (*_REFUSALS, *_MARKS)} <= set(KINDS)
     assert all(KINDS[kind].severity == "note" for _, kind in _MARKS)
+
+
+@pytest.mark.parametrize(("sight", "stage"), [(True, "image"), (False, "text")])
+def test_a_stage_that_was_asked_nothing_does_not_pass(sight: bool, stage: Stage) -> None:
+    measured = good()
+    measured["answers"] = [entry for entry in measured["answers"] if entry["sight"] is not sight]
+    assert scored(measured)[stage].status == "blocked"
+
+
+def test_a_fidelity_of_no_token_does_not_pass() -> None:
+    measured = good()
+    measured["fidelity"] |= {"positions": 0, "mean_kl": None, "p99_kl": None, "top1_agreement": None}
+    assert scored(measured)["fidelity"].status == "blocked"

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from qvlfp8 import checkpoint as ck
-from qvlfp8.truth.editing import Draft, decode_e4m3, encode_e4m3, rescale_e4m3
+from qvlfp8.tensorfile import decode_e4m3
+from qvlfp8.truth.editing import Draft, encode_e4m3, rescale_e4m3
 from qvlfp8.truth.faults import FAULTS, SENTINEL, Fault, faults_for, plant
 from qvlfp8.truth.session import BASELINE, judge, prepare, summary, table
 from tests.unit import checkpoints
