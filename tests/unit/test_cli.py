@@ -186,3 +186,9 @@ def test_ci_runs_the_readmes_test_command() -> None:
     command = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
     assert command.endswith("nox -s tests")
     assert f"```sh\n{command}\n```" in (ROOT / "README.md").read_text()
+
+
+def test_plan_counts_the_cells_that_were_not_asked_for() -> None:
+    done = qvlfp8("plan", "--only", "vlm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.26.0")
+    assert "cells not named by --only" in done.stdout.splitlines()[-1]
+    assert len(done.stdout.splitlines()) == 2

@@ -166,3 +166,31 @@ def test_the_shipped_matrix_keeps_its_promises() -> None:
     assert {serve[0], serve[-1]} <= chosen
     assert len({c.quantize.modelopt for c in default}) >= 2
     assert {c.recipe.id for c in default} == set(matrix.recipes)
+
+
+BOUNDS = """\
+bounds:
+  - {recipes: "*", mean_kl: 0.1, p99_kl: 0.2, reason: all}
+  - {recipes: vlm-fp8, mean_kl: 0.3, reason: this one}
+"""
+
+
+def test_bounds_are_those_of_the_last_row_that_names_the_recipe(tmp_path: Path) -> None:
+    matrix = read_matrix(write_project(tmp_path, MATRIX + BOUNDS, recipes=("lm-fp8", "vlm-fp8")))
+    found = {cell.recipe.id: matrix.bounds(cell) for cell in matrix.cells}
+    assert (found["lm-fp8"].mean_kl, found["lm-fp8"].p99_kl) == (0.1, 0.2)
+    assert (found["vlm-fp8"].mean_kl, found["vlm-fp8"].p99_kl) == (0.3, 0.2)
+
+
+def test_bounds_of_no_recipe_are_refused(tmp_path: Path) -> None:
+    path = write_project(tmp_path, MATRIX + BOUNDS)
+    with pytest.raises(FileFormatError, match="'vlm-fp8' names nothing"):
+        read_matrix(path)
+
+
+def test_a_variant_is_named_in_the_cell_and_is_not_in_the_default_slice(tmp_path: Path) -> None:
+    variants = "variants: [{id: eager}, {id: server, door: server}]\n"
+    text = MATRIX.replace('serve: "*"}', 'serve: "*", variants: "*"}') + variants
+    cells = read_matrix(write_project(tmp_path, text)).cells
+    assert "lm-fp8/modelopt-0.41.0/tiny/vllm-0.10.2+server" in {cell.id for cell in cells}
+    assert {cell.variant.id for cell in select(cells, only=(), everything=False)} == {"eager"}

@@ -223,3 +223,10 @@ def test_a_fidelity_of_no_token_does_not_pass() -> None:
     measured = good()
     measured["fidelity"] |= {"positions": 0, "mean_kl": None, "p99_kl": None, "top1_agreement": None}
     assert scored(measured)["fidelity"].status == "blocked"
+
+
+def test_answers_that_hardly_ever_change_with_the_picture_are_blind() -> None:
+    measured = blinded(good(), "colour", "odd")
+    entry = next(entry for entry in measured["answers"] if entry["sight"])
+    entry["swapped_answer"] = entry["swapped_expected"]
+    assert found(scored(measured)["image"]) == ["blind"]
