@@ -29,6 +29,7 @@ from qvlfp8 import digest, source
 from qvlfp8.errors import UsageError
 from qvlfp8.fatbin import keep_only
 from qvlfp8.plan import Plan, Step
+from qvlfp8.truth.asking import WORKER, Asking
 from qvlfp8.worker.run_bundle import ARCHIVE, ARCHIVES, JOBS, OUT, SUMS, TREE, public, write_sums
 from qvlfp8.yamlfile import Document, Strict
 
@@ -338,6 +339,25 @@ def generate_batches(
             {"id": step.digest, "label": step.subject, "out": f"{OUT}/{step.digest}", "params": params}
         )
     return batches, files
+
+
+def truth_batch(asked: Asking, time_limit_s: float) -> tuple[dict[str, dict[str, Any]], dict[str, Path]]:
+    """The same for truth runs: one batch, and the good checkpoints; faults are planted on the host."""
+    places = {name: f"checkpoints/{made[:16]}" for name, made in asked.made.items()}
+    files: dict[str, Path] = {}
+    for name, place in places.items():
+        files |= folder_files(asked.folders[name], place)
+    jobs = [
+        run.job(
+            places[run.subject.base],
+            f"{OUT}/{asked.baseline}" if run.digest != asked.baseline else None,
+            f"{OUT}/{run.digest}",
+        )
+        for run in asked.runs
+    ]
+    environment = asked.environment.id
+    batch = {"environment": environment, "worker": WORKER, "time_limit_s": time_limit_s, "jobs": jobs}
+    return {f"truth-{environment}": batch}, files
 
 
 def work_tree(batches: Mapping[str, Mapping[str, Any]], files: Mapping[str, Path], scratch: Path) -> Tree:

@@ -13,6 +13,7 @@ import typer
 
 from qvlfp8 import __version__
 from qvlfp8.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, QvlError
+from qvlfp8.truth import TRUTH_PER_TASK
 
 app = typer.Typer(
     name="qvlfp8",
@@ -158,17 +159,21 @@ def lock(
 
 @app.command()
 def truth(
+    environment: Annotated[
+        str | None,
+        typer.Option("--environment", help="A serve environment for a GPU, instead of vLLM's CPU build."),
+    ] = None,
     per_task: Annotated[
         int, typer.Option("--per-task", min=1, help="Questions of each task that every checkpoint is asked.")
-    ] = 12,
+    ] = TRUTH_PER_TASK,
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Plant faults in good checkpoints and see which stage catches each, in vLLM's CPU build."""
+    """Plant faults in good checkpoints and see which stage catches each."""
     from qvlfp8.commands.truth import run_truth
 
-    run_truth(matrix_file, store, per_task=per_task, verbose=verbose)
+    run_truth(matrix_file, store, environment=environment, per_task=per_task, verbose=verbose)
 
 
 reference_app = typer.Typer(help="The trained reference model.", rich_markup_mode=None)
@@ -238,6 +243,9 @@ def bundle(
     packages: Annotated[
         bool, typer.Option("--packages/--no-packages", help="Bring the environments' packages.")
     ] = True,
+    truth: Annotated[
+        bool, typer.Option("--truth", help="Bring the runs of `qvlfp8 truth` for these environments as well.")
+    ] = False,
     time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds, for each job.")] = 300.0,
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
@@ -247,7 +255,7 @@ def bundle(
 
     make_bundle(
         matrix_file, store, environments, have=have, out=out, split=split, only=only or [],
-        everything=everything, jobs=jobs, packages=packages, time_limit=time_limit,
+        everything=everything, jobs=jobs, truth=truth, packages=packages, time_limit=time_limit,
     )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ Recorded = Literal["pass", "fail", "error"]
 Status = Literal["pass", "fail", "error", "stale", "blocked", "not run"]
 """What a stage of a cell is shown as; the last three are derived, never recorded."""
 
-RecordedStage = Literal["build", "model", "quantize", "inspect", "preflight", "generate"]
-"""What is executed. ``generate`` is one run of vLLM, which answers the stages load to speed."""
+RecordedStage = Literal["build", "model", "quantize", "inspect", "preflight", "generate", "truth"]
+"""What is executed. ``generate`` is one run of vLLM, which answers the stages load to speed; ``truth`` the
+runs of vLLM that test the oracle in one environment."""
 
 
 class Finding(Strict):

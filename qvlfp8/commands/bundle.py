@@ -19,6 +19,8 @@ from qvlfp8.errors import UsageError
 from qvlfp8.locks import GPU_HOST, read_lock
 from qvlfp8.plan import Plan, Step
 from qvlfp8.project import Project
+from qvlfp8.truth import TRUTH_PER_TASK
+from qvlfp8.truth.asking import asking, cells_of
 
 BUNDLES = "bundles.yaml"
 
@@ -34,6 +36,7 @@ def make_bundle(
     only: Sequence[str],
     everything: bool,
     jobs: bool,
+    truth: bool,
     packages: bool,
     time_limit: float,
 ) -> None:
@@ -45,6 +48,7 @@ def make_bundle(
         split: the most that a piece may hold (``58M``), None for one whole.
         only: of the environments' cells those that match; ``everything``: not only the default slice.
         jobs: bring what is to be run as well; without, the environments only.
+        truth: of the jobs, bring the truth runs too.
         packages: bring the environments; without, only what is to be run in those brought before.
         time_limit: for each job, in seconds.
 
@@ -72,7 +76,10 @@ def make_bundle(
             brought = environments if packages else []
             trees = [_tree(project, e, file.rule(e.id), host, uv, scratch / e.id) for e in brought]
             if jobs:
-                trees.append(_work(project, names, only, scratch, everything=everything, limit_s=time_limit))
+                work = _generation(project, names, only, everything=everything, limit_s=time_limit)
+                if truth:
+                    work = [*work, *(_truth(project, e, limit_s=time_limit) for e in environments)]
+                trees.append(_work(work, scratch))
             for piece in bundle.write_bundle(out, trees, split=limit):
                 size = sum(path.stat().st_size for path in piece.rglob("*") if path.is_file())
                 print(f"{piece}  {size / 1e6:.1f} MB")
@@ -119,30 +126,45 @@ def _tree(
     return bundle.Tree(name=environment.id, files=files, environment=spec)
 
 
-def _work(
-    project: Project,
-    names: Sequence[str],
-    only: Sequence[str],
-    scratch: Path,
-    *,
-    everything: bool,
-    limit_s: float,
-) -> bundle.Tree:
-    cells = [cell for cell in project.cells(only=only, everything=everything) if cell.serve.id in names]
-    plan = project.plan(cells, project.locks(cells))
-    steps = [step for cell in cells if (step := _run_of(project, plan, cell)) is not None]
-    if not steps:
+Work = tuple[dict[str, dict[str, Any]], dict[str, Path]]
+"""Batches by name, and the files that they read by their places in the bundle."""
+
+
+def _work(parts: Sequence[Work], scratch: Path) -> bundle.Tree:
+    batches = {name: batch for part, _ in parts for name, batch in part.items()}
+    files = {place: file for _, part in parts for place, file in part.items()}
+    if not batches:
         raise UsageError(
             "no cell of these environments has a checkpoint to run",
             mend="`qvlfp8 matrix` makes the checkpoints; --no-jobs brings the environments only",
         )
+    return bundle.work_tree(batches, files, scratch)
+
+
+def _truth(project: Project, environment: ServeEnvironment, *, limit_s: float) -> Work:
+    cells = cells_of(project, environment.id)
+    locks = project.locks(cells)
+    asked = asking(project, project.plan(cells, locks), cells, locks, per_task=TRUTH_PER_TASK)
+    if asked is None:
+        raise UsageError(
+            f"the good checkpoints for {environment.id} are not made yet",
+            mend="`qvlfp8 matrix` makes them",
+        )
+    return bundle.truth_batch(asked, limit_s)
+
+
+def _generation(
+    project: Project, names: Sequence[str], only: Sequence[str], *, everything: bool, limit_s: float
+) -> list[Work]:
+    cells = [cell for cell in project.cells(only=only, everything=everything) if cell.serve.id in names]
+    plan = project.plan(cells, project.locks(cells))
+    steps = [step for cell in cells if (step := _run_of(project, plan, cell)) is not None]
 
     def folder_of(step: Step) -> Path:
         name = "model" if step.stage == "model" else "checkpoint"
         return project.store.entry(step.stage, step.digest) / name
 
-    batches, files = bundle.generate_batches(plan, steps, folder_of, limit_s)
-    return bundle.work_tree(batches, files, scratch)
+    return [bundle.generate_batches(plan, steps, folder_of, limit_s)]
 
 
 def _run_of(project: Project, plan: Plan, cell: Cell) -> Step | None:

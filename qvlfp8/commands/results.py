@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from qvlfp8 import __version__, digest
+from qvlfp8 import __version__, digest, source
 from qvlfp8.engine import Exit
 from qvlfp8.errors import QvlError, UsageError
 from qvlfp8.evidence import Evidence
-from qvlfp8.importing import Imported, expected_of, read_results
+from qvlfp8.importing import Expected, Imported, expected_of, read_results
 from qvlfp8.judge import judge
-from qvlfp8.plan import Step
+from qvlfp8.locks import Lock
+from qvlfp8.plan import LockKey, Plan, Step
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import write_pages
 from qvlfp8.results import Record
 from qvlfp8.run import TIME_LIMIT_S, repeat_command
+from qvlfp8.truth import TRUTH_PER_TASK, session
+from qvlfp8.truth.asking import WORKER, Asking, asking, cells_of
 
 
 class RejectedError(QvlError):
@@ -32,25 +36,73 @@ def import_results(matrix: Path, store: Path | None, folder: Path) -> None:
     """
     project = Project.open(matrix, store)
     cells = project.cells(everything=True)
-    plan = project.plan(cells, project.locks(cells))
+    locks = project.locks(cells)
+    plan = project.plan(cells, locks)
 
     def made(step: Step) -> str | None:
         record = project.store.record(step.stage, step.digest)
         return record.made if record and record.status == "pass" else None
 
-    taken, rejected = read_results(folder, expected_of(plan, made))
+    truths = list(_truths(project, plan, locks))
+    expected = expected_of(plan, made)
+    for asked in truths:
+        expected |= _expected_of_truth(asked)
+    taken, rejected = read_results(folder, expected)
     if not taken and not rejected:
         raise UsageError(f"{folder}: no result in it", mend="name the folder `out` of a bundle that was run")
+    results = {result.digest: result for result in taken}
+    records = [_record(plan.steps[digest], results[digest]) for digest in results if digest in plan.steps]
+    for asked in truths:
+        if any(run.digest in results for run in asked.runs):
+            records.append(_truth_record(asked, results))
     evidence = Evidence(project.evidence.root)
-    for result in taken:
-        step = plan.steps[result.digest]
-        record = _record(step, result)
+    for record in records:
         path = evidence.add(record)
         print(f"{'✓' if record.status == 'pass' else '!'} {record.subject}  {path}")
     for bad in rejected:
         print(f"✗ {bad.job[:12]}: {bad.reason}", file=sys.stderr)
     if rejected:
         raise RejectedError(f"{len(rejected)} results were not taken in, {len(taken)} were")
+
+
+def _truths(project: Project, plan: Plan, locks: Mapping[LockKey, Lock]) -> Iterator[Asking]:
+    """The truth runs of every GPU environment that has a lock, where the good checkpoints are made."""
+    for serve in {cell.serve.id: cell.serve for cell in plan.cells}.values():
+        if serve.device == "cuda" and (serve.id, "cuda") in locks:
+            cells = cells_of(project, serve.id)
+            asked = asking(project, plan, cells, locks, per_task=TRUTH_PER_TASK)
+            if asked is not None:
+                yield asked
+
+
+def _expected_of_truth(asked: Asking) -> dict[str, Expected]:
+    worker = source.of_worker(WORKER)
+    return {
+        run.digest: Expected(worker=worker, lock=asked.lock.digest, checkpoint=asked.made[run.subject.base])
+        for run in asked.runs
+    }
+
+
+def _truth_record(asked: Asking, results: Mapping[str, Imported]) -> Record:
+    """One record of all truth runs in an environment; what was not run is an error in it."""
+    ran = [results[run.digest] for run in asked.runs if run.digest in results]
+    first = min(ran, key=lambda result: result.started)
+    verdicts = asked.judge({result.digest: result.result for result in ran})
+    line, held = session.summary(verdicts)
+    return Record(
+        stage="truth",
+        subject=f"truth/{asked.environment.id}",
+        digest=digest.of_json([run.digest for run in asked.runs]),
+        status="pass" if held else "fail",
+        inputs={"worker": source.of_worker(WORKER), "lock": asked.lock.digest, "checkpoints": asked.made},
+        environment={**first.result.get("environment", {}), **first.facts, "engine": "bundle"},
+        host=first.host,
+        started=first.started,
+        seconds=round(sum(result.result.get("seconds", 0.0) for result in ran), 1),
+        measured={"summary": line, "verdicts": [verdict.as_json() for verdict in verdicts]},
+        repeat=f"qvlfp8 truth --environment {asked.environment.id}",
+        qvlfp8=__version__,
+    )
 
 
 def _record(step: Step, imported: Imported) -> Record:

@@ -2,61 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from qvlfp8 import digest, source
-from qvlfp8.cells import PLAIN, Cell
 from qvlfp8.commands.matrix import execute
 from qvlfp8.engine import Batch, Job
 from qvlfp8.engine.venv import VenvEngine
 from qvlfp8.errors import QvlError, UsageError
-from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
-from qvlfp8.run import TIME_LIMIT_S
+from qvlfp8.run import TIME_LIMIT_S, devices
 from qvlfp8.store import writing
 from qvlfp8.truth import session
+from qvlfp8.truth.asking import WORKER, Asking, asking, cells_of
 from qvlfp8.worker.protocol import RESULT
-
-GOOD = ("lm-fp8", "lm-fp8-image-calib", "vlm-fp8")
-"""The recipes whose checkpoints must raise no alarm; faults are planted in the first and the last."""
 
 
 class MissedError(QvlError):
     """A fault was not caught, or a good checkpoint was accused."""
 
 
-def run_truth(matrix: Path, store: Path | None, *, per_task: int, verbose: bool) -> None:
+def run_truth(
+    matrix: Path, store: Path | None, *, environment: str | None, per_task: int, verbose: bool
+) -> None:
     """Make the good checkpoints, break them one way at a time, run all, and print who caught what.
+
+    Args:
+        environment: id of a serve environment; None for vLLM's CPU build.
+        per_task: questions of each task.
 
     Raises:
         MissedError: by the last line that is printed.
         QvlError: by class; what could be executed was, and is kept.
     """
     project = Project.open(matrix, store)
-    cells = _cells(project)
+    cells = cells_of(project, environment)
+    serve = cells[0].serve
+    if serve.device not in devices():
+        raise UsageError(
+            f"{serve.id} needs a GPU, and there is none here",
+            mend=f"bring it to one: `qvlfp8 bundle {serve.id} --truth`, then `qvlfp8 results import`",
+        )
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(Console(stderr=True), verbose=verbose))
         plan, engine = execute(project, cells, progress)
-        good = _good(project, plan, cells)
-        work = project.store.root / "truth" / _digest(project, plan, cells, per_task)[:16]
+        asked = asking(project, plan, cells, project.locks(cells), per_task=per_task)
+        if asked is None:
+            raise QvlError("the good checkpoints could not be made", mend="see `qvlfp8 table`")
+        work = project.store.root / "truth"
         with writing(work):
-            work.mkdir(parents=True, exist_ok=True)
-            subjects, spec = session.prepare(
-                good,
-                work,
-                exam={"seed": project.matrix.file.exam.seed, "per_task": per_task},
-                options={"device": "cpu", **PLAIN.options},
-            )
-        _run(project, cells[0], engine, spec, work, progress)
-    bounds = {cell.recipe.id: project.matrix.bounds(cell) for cell in cells}
-    verdicts = session.judge(subjects, session.read_results(work, subjects), bounds)
+            _run(asked, engine, work, progress)
+    verdicts = asked.judge(_results(work, asked.runs))
     line, held = session.summary(verdicts)
     print(session.table(verdicts))
     print(line)
@@ -64,65 +66,18 @@ def run_truth(matrix: Path, store: Path | None, *, per_task: int, verbose: bool)
         raise MissedError(f"the oracle did not hold: {line}", mend=f"results and logs are in {work}")
 
 
-def _cells(project: Project) -> list[Cell]:
-    """One cell a good recipe: newest ModelOpt, untied trained model, vLLM's CPU build."""
-    found = []
-    for recipe in GOOD:
-        fitting = [
-            cell
-            for cell in project.matrix.cells
-            if cell.recipe.id == recipe
-            and cell.model.reference == "trained"
-            and not cell.model.tie_word_embeddings
-            and cell.serve.device == "cpu"
-            and cell.variant.id == PLAIN.id
-        ]
-        if not fitting:
-            raise UsageError(
-                f"no cell of {recipe} has a trained model and a serve environment of device cpu",
-                mend="add one to matrix.yaml",
-            )
-        found.append(fitting[-1])
-    return found
-
-
-def _good(project: Project, plan: Plan, cells: Sequence[Cell]) -> Mapping[str, Path]:
-    model = next(step for step in plan.steps.values() if step.stage == "model")
-    folders = {session.BASELINE: project.store.entry("model", model.digest) / "model"}
-    for cell in cells:
-        step = plan.step(cell, "quantize")
-        folders[cell.recipe.id] = project.store.entry("quantize", step.digest) / "checkpoint"
-    return folders
-
-
-def _digest(project: Project, plan: Plan, cells: Sequence[Cell], per_task: int) -> str:
-    """Of everything that can change what the runs say: then they are done again."""
-    made = [project.lookup(plan.step(cell, "quantize")) for cell in cells]
-    parts: list[Any] = [
-        source.of_worker("generate"),
-        source.of_modules("truth.faults"),
-        [record.made for record in made if record],
-        [plan.step(cell, "load").digest for cell in cells],
-        project.matrix.file.exam.seed,
-        per_task,
-    ]
-    return digest.of_json(parts)
-
-
-def _run(
-    project: Project,
-    cell: Cell,
-    engine: VenvEngine,
-    spec: Mapping[str, Any],
-    work: Path,
-    progress: ConsoleProgress,
-) -> None:
-    """Run the jobs that have no result yet, in one batch."""
-    jobs = [
-        Job(id=job["id"], params=job["params"], out=Path(job["out"]))
-        for job in spec["jobs"]
-        if not (Path(job["out"]) / RESULT).exists()
-    ]
+def _run(asked: Asking, engine: VenvEngine, work: Path, progress: ConsoleProgress) -> None:
+    """Do the runs that have no result yet, in one batch."""
+    names = {run.digest: run.subject.id for run in asked.runs}
+    jobs = []
+    for run in asked.runs:
+        out = work / run.digest
+        if (out / RESULT).exists():
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        baseline = str(work / asked.baseline) if run.digest != asked.baseline else None
+        job = run.job(str(asked.folders[run.subject.base]), baseline, str(out))
+        jobs.append(Job(id=job["id"], params=job["params"], out=out))
     if not jobs:
         return
     done = 0
@@ -131,15 +86,14 @@ def _run(
         nonlocal done
         if event["event"] == "end":
             done += 1
-            progress.announce(f"{done}/{len(jobs)} {event['job']}")
+            progress.announce(f"{done}/{len(jobs)} {names[event['job']]}")
 
-    lock = project.locks([cell])[cell.serve.id, "cpu"]
     label = f"{len(jobs)} runs of vLLM"
     progress.task(label, running=True)
     try:
         engine.run(
-            (cell.serve, lock),
-            Batch(worker=spec["worker"], jobs=jobs, time_limit_s=TIME_LIMIT_S["generate"]),
+            (asked.environment, asked.lock),
+            Batch(worker=WORKER, jobs=jobs, time_limit_s=TIME_LIMIT_S["generate"]),
             work / "log.txt",
             on_event,
         )
@@ -148,3 +102,13 @@ def _run(
         raise
     finally:
         progress.task(label, running=False)
+
+
+def _results(work: Path, runs: Iterable[session.Run]) -> dict[str, dict[str, Any]]:
+    """The results that are below ``work``, by the digests of their runs."""
+    found = {}
+    for run in runs:
+        path = work / run.digest / RESULT
+        if path.exists():
+            found[run.digest] = json.loads(path.read_text(encoding="utf-8"))
+    return found

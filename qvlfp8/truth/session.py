@@ -1,32 +1,28 @@
 """Plant every fault, ask vLLM, and see who catches it.
 
-It works in three steps that need not happen on one machine: :func:`prepare` makes the broken
-checkpoints and the jobs of one batch, any engine runs that batch in a serve environment, and
-:func:`judge` reads the results. What is caught is said by the stages as a matrix would run them.
+It works in steps that need not happen on one machine: :func:`subjects` and :func:`runs` say what is
+asked, any engine does those runs with the worker ``planted``, and :func:`judge` reads their results.
+What is caught is said by the stages as a matrix would run them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from qvlfp8 import findings, scoring
-from qvlfp8.checkpoint import CONFIG
+from qvlfp8 import digest, findings, scoring
 from qvlfp8.scoring import Bounds
-from qvlfp8.truth.faults import Fault, faults_for, plant
-from qvlfp8.worker import inspect
-from qvlfp8.worker.protocol import RESULT, Refused
+from qvlfp8.truth.faults import Fault, faults_for
 
-__all__ = ["BASELINE", "Subject", "Verdict", "judge", "prepare", "summary", "table"]
+__all__ = ["BASELINE", "Run", "Subject", "Verdict", "judge", "runs", "subjects", "summary", "table"]
 
 BASELINE = "bf16"
 
-HARMLESS = 0.1
-"""A fault is harmless if nothing caught it, it diverges from BF16 by at most this share of the bounds, and
-its answers are right as often as those of the checkpoint that it was planted in."""
+HARMLESS = {"accuracy": 0.01, "top1_agreement": 0.002, "p99_kl": 0.005}
+"""A fault is harmless if nothing caught it and it makes the checkpoint that it was planted in worse by no
+more than this: what one answer is worth that the smallest difference tips over. The mean divergence is left
+to the bounds, since that one answer decides it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +31,29 @@ class Subject:
 
     id: str
     description: str
-    folder: Path
     base: str
     fault: Fault | None = None
 
-    @property
-    def job(self) -> str:
-        """The job's id, and the name of its output folder."""
-        return self.id
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the worker ``planted``; ``digest`` is of everything that can change what it says."""
+
+    subject: Subject
+    digest: str
+    params: Mapping[str, Any]
+    """But for the folders, which depend on where it is run: see :meth:`job`."""
+
+    def job(self, checkpoint: str, baseline: str | None, out: str) -> dict[str, Any]:
+        """The run as a job of a batch, with the folders of where it is done.
+
+        Args:
+            checkpoint: the good checkpoint that its fault is planted in.
+            baseline: output folder of the BF16 model's run; None for that run itself.
+            out: output folder.
+        """
+        params = {**self.params, "checkpoint": checkpoint, "baseline": baseline}
+        return {"id": self.digest, "label": f"truth/{self.subject.id}", "out": out, "params": params}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,50 +75,54 @@ class Verdict:
             return "FALSE ALARM" if self.caught_by else "quiet"
         return "caught" if self.caught_by else "harmless" if self.harmless else "MISSED"
 
+    def as_json(self) -> dict[str, Any]:
+        """For records."""
+        return {
+            "subject": self.subject.id,
+            "description": self.subject.description,
+            "in": self.subject.base,
+            "mark": self.mark,
+            "caught_by": list(dict.fromkeys(self.caught_by)),
+            "measured": self.measured,
+            "error": self.error,
+        }
 
-def prepare(
-    good: Mapping[str, Path], work: Path, *, exam: Mapping[str, int], options: Mapping[str, Any]
-) -> tuple[list[Subject], dict[str, Any]]:
-    """Make the broken checkpoints below ``work``, and the batch that asks all of them.
+
+def subjects(good: Iterable[str], config: Mapping[str, Any]) -> list[Subject]:
+    """Everything that is judged, the BF16 model first.
 
     Args:
-        good: the good checkpoints by recipe, the BF16 model as :data:`BASELINE`. Faults whose good
-            checkpoint is not there are left out.
+        good: recipes of the good checkpoints, and :data:`BASELINE`. Faults whose good checkpoint is not
+            among them are left out.
+        config: config.json of the model.
+    """
+    names = sorted(good, key=lambda name: name != BASELINE)
+    ones = [Subject(id=name, description="good", base=name) for name in names]
+    planted = [
+        Subject(id=fault.id, description=fault.description, base=fault.base, fault=fault)
+        for fault in faults_for(config)
+        if fault.base in names
+    ]
+    return ones + planted
+
+
+def runs(
+    subjects: Iterable[Subject], *, exam: Mapping[str, int], options: Mapping[str, Any], on: object
+) -> list[Run]:
+    """The runs that ask all subjects.
+
+    Args:
         exam: ``seed`` and ``per_task``.
         options: of the generate worker.
-
-    Returns:
-        The subjects, and the spec of one batch, the BF16 model's job first.
+        on: digests of what they are run with: worker, lock, checkpoints.
     """
-    subjects = [
-        Subject(id=name, description="good", folder=folder, base=name) for name, folder in good.items()
-    ]
-    config = json.loads((good[BASELINE] / CONFIG).read_text(encoding="utf-8"))
-    for fault in faults_for(config):
-        if fault.base in good:
-            folder = work / "checkpoints" / fault.id
-            if not folder.exists():
-                plant(fault, good[fault.base], folder)
-            subjects.append(
-                Subject(
-                    id=fault.id, description=fault.description, folder=folder, base=fault.base, fault=fault
-                )
-            )
-    subjects.sort(key=lambda subject: subject.id != BASELINE)
-    results = work / "results"
-    jobs = []
+    found = []
     for subject in subjects:
-        (results / subject.job).mkdir(parents=True, exist_ok=True)
-        params: dict[str, Any] = {
-            "checkpoint": str(subject.folder),
-            "exam": dict(exam),
-            "baseline": str(results / BASELINE) if subject.id != BASELINE else None,
-            "options": dict(options),
-        }
-        if subject.fault is not None and subject.fault.in_vllm is not None:
-            params["plant"] = subject.fault.in_vllm
-        jobs.append({"id": subject.job, "out": str(results / subject.job), "params": params})
-    return subjects, {"worker": "generate", "time_limit_s": 600, "jobs": jobs}
+        fault = subject.fault.id if subject.fault else None
+        params = {"fault": fault, "exam": dict(exam), "options": dict(options)}
+        key = {"subject": subject.id, "params": params, "on": on}
+        found.append(Run(subject=subject, digest=digest.of_json(key), params=params))
+    return found
 
 
 def judge(
@@ -115,9 +130,12 @@ def judge(
     results: Mapping[str, Mapping[str, Any]],
     bounds: Mapping[str, Bounds],
 ) -> list[Verdict]:
-    """Judge all subjects from the ``result.json`` of each (by id); ``bounds`` by recipe."""
-    baseline = results[BASELINE]["measured"]
-    good = {s.id: results[s.id]["measured"] for s in subjects if s.fault is None and s.id in results}
+    """Judge all subjects from the ``result.json`` of each (by id); ``bounds`` by recipe.
+
+    Without a measured BF16 model nothing can be said of any.
+    """
+    good = {s.id: _generated(results[s.id]) for s in subjects if s.fault is None and s.id in results}
+    baseline = good.get(BASELINE)
     return [
         _judge(
             subject,
@@ -130,24 +148,32 @@ def judge(
     ]
 
 
+def _generated(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What ``generate`` measured, None if it did not."""
+    measured: Mapping[str, Any] | None = result["measured"].get("generated", {}).get("measured")
+    return measured
+
+
 def _judge(
     subject: Subject,
     result: Mapping[str, Any] | None,
-    baseline: Mapping[str, Any],
+    baseline: Mapping[str, Any] | None,
     base: Mapping[str, Any] | None,
     bounds: Bounds,
 ) -> Verdict:
     if result is None:
         return Verdict(subject=subject, caught_by=(), measured="", error="there is no result")
-    caught = _inspected(subject)
-    if result["outcome"] == "refused":
-        caught.append(f"load: {result['failure']['kind']}")
-        return Verdict(subject=subject, caught_by=tuple(caught), measured="")
     if result["outcome"] != "done":
         failure = result["failure"] or {}
         error = f"{failure.get('kind')}: {failure.get('message')}"
         return Verdict(subject=subject, caught_by=(), measured="", error=error)
-    measured = result["measured"]
+    caught = _inspected(result["measured"]["inspected"])
+    measured = _generated(result)
+    if measured is None:
+        caught.append(f"load: {result['measured']['generated']['refused']}")
+        return Verdict(subject=subject, caught_by=tuple(caught), measured="")
+    if baseline is None:
+        return Verdict(subject=subject, caught_by=(), measured="", error=f"{BASELINE} was not measured")
     other = None if subject.id == BASELINE else baseline
     stages = scoring.score(measured, other, bounds)
     for stage, scored in stages.items():
@@ -159,30 +185,27 @@ def _judge(
         subject=subject,
         caught_by=tuple(caught),
         measured=_numbers(stages),
-        harmless=not caught and subject.fault is not None and _is_harmless(measured, base, bounds),
+        harmless=not caught and subject.fault is not None and _is_harmless(measured, base),
     )
 
 
-def _inspected(subject: Subject) -> list[str]:
+def _inspected(inspected: Mapping[str, Any]) -> list[str]:
     """What the inspect stage says of the folder."""
-    try:
-        seen = inspect.run({"checkpoint": str(subject.folder), "recipe": None}, subject.folder)
-    except Refused as refused:
-        return [f"inspect: {refused.kind}"]
-    found = findings.diagnose_inspect(seen)
+    if "refused" in inspected:
+        return [f"inspect: {inspected['refused']}"]
+    found = findings.diagnose_inspect(inspected["measured"])
     return [f"inspect: {finding.id}" for finding in found if finding.severity == "fail"]
 
 
-def _is_harmless(measured: Mapping[str, Any], base: Mapping[str, Any] | None, bounds: Bounds) -> bool:
-    if base is None or measured["fidelity"] is None:
+def _is_harmless(measured: Mapping[str, Any], base: Mapping[str, Any] | None) -> bool:
+    if base is None or measured["fidelity"] is None or base["fidelity"] is None:
         return False
-    given = measured["fidelity"]
-    near = (
-        given["mean_kl"] <= HARMLESS * bounds.mean_kl
-        and given["p99_kl"] <= HARMLESS * bounds.p99_kl
-        and _accuracy(measured) >= _accuracy(base) - 0.01
+    given, before = measured["fidelity"], base["fidelity"]
+    return (
+        _accuracy(measured) >= _accuracy(base) - HARMLESS["accuracy"]
+        and given["top1_agreement"] >= before["top1_agreement"] - HARMLESS["top1_agreement"]
+        and given["p99_kl"] <= before["p99_kl"] + HARMLESS["p99_kl"]
     )
-    return bool(near)
 
 
 def _accuracy(measured: Mapping[str, Any]) -> float:
@@ -228,13 +251,3 @@ def summary(verdicts: Sequence[Verdict]) -> tuple[str, bool]:
     alarms = sum(v.mark != "quiet" for v in good)
     line = f"caught {caught}/{len(faults)}, false alarms {alarms}/{len(good)}"
     return line, caught == len(faults) and alarms == 0
-
-
-def read_results(work: Path, subjects: Iterable[Subject]) -> dict[str, dict[str, Any]]:
-    """The results that a batch left below ``work``, by subject."""
-    found = {}
-    for subject in subjects:
-        path = work / "results" / subject.job / RESULT
-        if path.exists():
-            found[subject.id] = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -15,8 +15,11 @@ import pytest
 from qvlfp8 import checkpoint as ck
 from qvlfp8.tensorfile import decode_e4m3
 from qvlfp8.truth.editing import Draft, encode_e4m3, rescale_e4m3
-from qvlfp8.truth.faults import FAULTS, SENTINEL, Fault, faults_for, plant
-from qvlfp8.truth.session import BASELINE, judge, prepare, summary, table
+from qvlfp8.truth.faults import FAULTS, SENTINEL, faults_for, plant
+from qvlfp8.truth.session import BASELINE, Subject, judge, runs, subjects, summary, table
+from qvlfp8.worker import generate, inspect
+from qvlfp8.worker import planted as worker
+from qvlfp8.worker.protocol import Refused
 from tests.unit import checkpoints
 from tests.unit.test_scoring import blinded, good
 
@@ -195,52 +198,179 @@ def test_a_scale_of_two_bytes_is_read_and_written(good_ones: dict[str, Path], tm
 
 
 def done(measured: dict[str, Any]) -> dict[str, Any]:
-    return {"outcome": "done", "measured": measured, "failure": None}
+    found = {"inspected": {"measured": {}}, "generated": {"measured": measured}}
+    return {"outcome": "done", "measured": found, "failure": None}
 
 
 @pytest.fixture
-def session(good_ones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    chosen = (BY_ID["kv-scales-x8"], BY_ID["window-order"])
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Subject]:
+    chosen = (BY_ID["kv-scales-x8"], BY_ID["exclusion-ignored"], BY_ID["window-order"])
     monkeypatch.setattr("qvlfp8.truth.session.faults_for", lambda _config: chosen)
-    monkeypatch.setattr("qvlfp8.truth.session._inspected", lambda _subject: [])
-    ones = {BASELINE: good_ones["lm-fp8"], "vlm-fp8": good_ones["vlm-fp8"]}
-    return prepare(ones, tmp_path, exam={"seed": 1, "per_task": 2}, options={"door": "engine"})
+    monkeypatch.setattr("qvlfp8.findings.diagnose_inspect", lambda _measured: [])
+    return subjects(["vlm-fp8", BASELINE], {})
 
 
-def test_one_batch_asks_all_the_unquantized_model_first(session: Any, tmp_path: Path) -> None:
-    subjects, spec = session
-    assert [job["id"] for job in spec["jobs"]] == [BASELINE, "vlm-fp8", "kv-scales-x8", "window-order"]
-    first, second, _, last = (job["params"] for job in spec["jobs"])
-    assert first["baseline"] is None
-    assert second["baseline"] == str(tmp_path / "results" / BASELINE)
-    assert (last["plant"], "plant" in second) == ("window-order", False)
-    assert all(Path(job["out"]).is_dir() for job in spec["jobs"])
-    assert isinstance(subjects[-1].fault, Fault)
+def test_a_run_is_named_by_all_that_can_change_what_it_says(judged: list[Subject]) -> None:
+    # What is planted in a checkpoint that is not there is left out; the unquantized model comes first.
+    assert [subject.id for subject in judged] == [BASELINE, "vlm-fp8", "kv-scales-x8", "window-order"]
+
+    def digests(**changed: Any) -> set[str]:
+        asked: dict[str, Any] = {
+            "exam": {"seed": 1, "per_task": 2}, "options": {"door": "engine"}, "on": {"lock": "a"},
+        }  # fmt: skip
+        return {run.digest for run in runs(judged, **(asked | changed))}
+
+    assert len(digests()) == 4
+    assert digests() == digests()
+    others: tuple[dict[str, Any], ...] = (
+        {"exam": {"seed": 1, "per_task": 3}},
+        {"options": {"door": "server"}},
+        {"on": {}},
+    )
+    for changed in others:
+        assert not digests() & digests(**changed)
 
 
-def test_what_is_caught_missed_harmless_and_a_false_alarm(session: Any) -> None:
-    subjects, _ = session
+def test_a_run_becomes_a_job_of_the_place_where_it_is_done(judged: list[Subject]) -> None:
+    found = runs(judged, exam={"seed": 1, "per_task": 2}, options={"door": "engine"}, on={})
+    job = found[-1].job("checkpoints/good", "out/bf16", "out/window-order")
+    assert (job["id"], job["out"], job["label"]) == (
+        found[-1].digest,
+        "out/window-order",
+        "truth/window-order",
+    )
+    assert job["params"] == {
+        "fault": "window-order", "checkpoint": "checkpoints/good", "baseline": "out/bf16",
+        "exam": {"seed": 1, "per_task": 2}, "options": {"door": "engine"},
+    }  # fmt: skip
+    assert found[0].job("checkpoints/bf16", None, "out/bf16")["params"]["fault"] is None
+
+
+@pytest.fixture
+def asked_of_generate(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the worker has ``generate`` run, instead of running it."""
+    asked: list[dict[str, Any]] = []
+
+    def run(params: dict[str, Any], _out: Path) -> dict[str, Any]:
+        held = ck.read(Path(params["checkpoint"]))
+        asked.append(
+            {**params, "k_scale": ck.values(held.tensors["model.layers.0.self_attn.k_proj.k_scale"])}
+        )
+        return {"said": "nothing"}
+
+    monkeypatch.setattr(generate, "run", run)
+    monkeypatch.setattr(inspect, "run", lambda params, _out: {"seen": params["checkpoint"]})
+    return asked
+
+
+def asked_with(fault: str | None, checkpoint: Path) -> dict[str, Any]:
+    return {
+        "fault": fault, "checkpoint": str(checkpoint), "baseline": "b", "exam": {"seed": 1}, "options": {},
+    }  # fmt: skip
+
+
+def test_a_fault_is_planted_in_a_copy_that_both_stages_see_and_that_is_gone_afterwards(
+    good_ones: dict[str, Path], tmp_path: Path, asked_of_generate: list[dict[str, Any]]
+) -> None:
+    before = ck.folder_digest(good_ones["vlm-fp8"])
+    measured = worker.run(asked_with("kv-scales-x8", good_ones["vlm-fp8"]), tmp_path)
+    assert measured["checkpoint_digest"] == before == ck.folder_digest(good_ones["vlm-fp8"])
+    (asked,) = asked_of_generate
+    assert asked["k_scale"] == (0.0625 * 8,)
+    assert (asked["plant"], asked["baseline"]) == (None, "b")
+    assert measured["inspected"] == {"measured": {"seen": asked["checkpoint"]}}
+    assert measured["generated"] == {"measured": {"said": "nothing"}}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_fault_the_good_checkpoint_itself_is_asked(
+    good_ones: dict[str, Path], tmp_path: Path, asked_of_generate: list[dict[str, Any]]
+) -> None:
+    worker.run(asked_with(None, good_ones["vlm-fp8"]), tmp_path)
+    assert asked_of_generate[0]["checkpoint"] == str(good_ones["vlm-fp8"])
+    assert "plant" not in asked_of_generate[0]
+
+
+def test_a_fault_of_vllm_is_left_to_generate(
+    good_ones: dict[str, Path], tmp_path: Path, asked_of_generate: list[dict[str, Any]]
+) -> None:
+    worker.run(asked_with("window-order", good_ones["vlm-fp8"]), tmp_path)
+    assert asked_of_generate[0]["plant"] == "window-order"
+
+
+@pytest.mark.usefixtures("asked_of_generate")
+def test_a_refusal_of_a_stage_is_measured_one_of_the_worker_itself_is_not(
+    good_ones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_params: Any, _out: Path) -> dict[str, Any]:
+        raise Refused("not-a-checkpoint", "no")
+
+    monkeypatch.setattr(inspect, "run", refuse)
+    assert worker.run(asked_with(None, good_ones["vlm-fp8"]), tmp_path)["inspected"] == {
+        "refused": "not-a-checkpoint"
+    }
+    with pytest.raises(Refused, match="odd"):
+        worker.run(asked_with("odd", good_ones["vlm-fp8"]), tmp_path)
+    with pytest.raises(Refused):
+        worker.run(asked_with(None, tmp_path), tmp_path)
+
+
+def test_what_is_caught_missed_harmless_and_a_false_alarm(judged: list[Subject]) -> None:
     baseline = good() | {"fidelity": None}
     missed = good()
-    missed["fidelity"] |= {"mean_kl": 0.002}
+    missed["fidelity"] |= {"p99_kl": 0.01}
     results = {BASELINE: done(baseline), "vlm-fp8": done(good()), "kv-scales-x8": done(good())}
-    verdicts = judge(subjects, results | {"window-order": done(blinded(good(), "colour", "odd"))}, {})
+    verdicts = judge(judged, results | {"window-order": done(blinded(good(), "colour", "odd"))}, {})
     assert [v.mark for v in verdicts] == ["quiet", "quiet", "harmless", "caught"]
     assert summary(verdicts) == ("caught 1/1, false alarms 0/2", True)
     assert "image: blind" in table(verdicts)
 
-    verdicts = judge(subjects, results | {"window-order": done(missed)}, {})
+    verdicts = judge(judged, results | {"window-order": done(missed)}, {})
     assert verdicts[-1].mark == "MISSED"
     assert summary(verdicts) == ("caught 0/1, false alarms 0/2", False)
 
     alarmed = results | {"vlm-fp8": done(blinded(good(), "colour", "odd")), "window-order": done(missed)}
-    assert summary(judge(subjects, alarmed, {}))[0] == "caught 0/1, false alarms 1/2"
+    assert summary(judge(judged, alarmed, {}))[0] == "caught 0/1, false alarms 1/2"
 
 
-def test_what_the_machine_did_is_neither_caught_nor_quiet(session: Any) -> None:
-    subjects, _ = session
+def test_what_the_machine_did_is_neither_caught_nor_quiet(judged: list[Subject]) -> None:
     crashed = {"outcome": "signal", "measured": {}, "failure": {"kind": "SIGKILL", "message": "ended"}}
     results = {BASELINE: done(good() | {"fidelity": None}), "vlm-fp8": crashed}
-    verdicts = judge(subjects, results, {})
+    verdicts = judge(judged, results, {})
     assert [v.mark for v in verdicts] == ["quiet", "ERROR", "ERROR", "ERROR"]
     assert summary(verdicts) == ("caught 0/2, false alarms 1/2", False)
+
+
+def test_without_the_unquantized_model_nothing_is_said_of_the_others(judged: list[Subject]) -> None:
+    crashed = {"outcome": "timeout", "measured": {}, "failure": {"kind": "timeout", "message": "late"}}
+    verdicts = judge(judged, {BASELINE: crashed, "vlm-fp8": done(good())}, {})
+    assert [v.mark for v in verdicts] == ["ERROR", "ERROR", "ERROR", "ERROR"]
+    assert verdicts[1].error == f"{BASELINE} was not measured"
+
+
+def test_what_a_stage_refuses_is_caught_by_it(judged: list[Subject]) -> None:
+    refused = done(good())
+    refused["measured"] = {"inspected": {"refused": "not-a-checkpoint"}, "generated": {"refused": "odd"}}
+    results = {BASELINE: done(good() | {"fidelity": None}), "kv-scales-x8": refused}
+    verdict = judge(judged, results, {})[2]
+    assert (verdict.mark, verdict.caught_by) == ("caught", ("inspect: not-a-checkpoint", "load: odd"))
+    assert verdict.as_json()["caught_by"] == ["inspect: not-a-checkpoint", "load: odd"]
+
+
+@pytest.mark.parametrize(
+    ("worse", "mark"),
+    [
+        ({}, "harmless"),
+        # One answer tips over, which moves the mean and hardly anything else.
+        ({"mean_kl": 0.006, "top1_agreement": 0.9994}, "harmless"),
+        ({"top1_agreement": 0.995}, "MISSED"),
+        ({"p99_kl": 0.02}, "MISSED"),
+    ],
+)
+def test_harmless_is_what_leaves_the_good_checkpoint_as_it_was(
+    judged: list[Subject], worse: dict[str, float], mark: str
+) -> None:
+    broken = good()
+    broken["fidelity"] |= worse
+    results = {BASELINE: done(good() | {"fidelity": None}), "vlm-fp8": done(good())}
+    assert judge(judged, results | {"kv-scales-x8": done(broken)}, {})[2].mark == mark
