@@ -113,14 +113,14 @@ class Exclusion(Strict):
 
 
 class Expectation(Strict):
-    """One finding that some cells show at one stage, with the reason; checked in both directions.
+    """One cause that some cells show, with the reason; checked in both directions.
 
     A cell that several expectations cover is expected to show all of their findings, and no other.
     """
 
     cells: Globs
-    stage: Stage
-    finding: Identifier
+    shows: Annotated[dict[Stage, Identifier], Field(min_length=1)]
+    """The finding by which the cause shows, of each stage where it does."""
     vllm: Specifier | None = None
     modelopt: Specifier | None = None
     transformers: Specifier | None = None
@@ -132,7 +132,7 @@ class Expectation(Strict):
         """Whether this speaks of that cell's stage."""
         alone = stage in OF_CHECKPOINT
         return (
-            self.stage == stage
+            stage in self.shows
             and (alone or admits(self.vllm, cell.serve.vllm))
             and admits(self.modelopt, cell.quantize.modelopt)
             and admits(self.transformers, cell.quantize.transformers)

@@ -26,9 +26,10 @@ class Evidence:
         """The record with this evidence key.
 
         Raises:
-            FileFormatError: a file in the folder is no record.
+            FileFormatError: its file is no record.
         """
-        return self._by_key.get(key) if key else None
+        path = self._by_key.get(key) if key else None
+        return self._read(path) if path else None
 
     def records(self) -> Iterator[tuple[Path, Record]]:
         """Every file and its record, in the order of their names.
@@ -36,12 +37,18 @@ class Evidence:
         Raises:
             FileFormatError: a file is no record.
         """
-        for path in sorted(self.root.glob("*/*/*.json")):
-            try:
-                yield path, Record.model_validate_json(path.read_bytes())
-            except ValueError as error:
-                first = str(error).splitlines()[0]
-                raise FileFormatError(f"{path}: not a record: {first}", mend="remove it") from None
+        for path in self._paths():
+            yield path, self._read(path)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.root.glob("*/*/*.json"))
+
+    def _read(self, path: Path) -> Record:
+        try:
+            return Record.model_validate_json(path.read_bytes())
+        except ValueError as error:
+            first = str(error).splitlines()[0]
+            raise FileFormatError(f"{path}: not a record: {first}", mend="remove it") from None
 
     def add(self, record: Record) -> Path:
         """Write a record where it belongs; one that was there before is replaced."""
@@ -53,5 +60,16 @@ class Evidence:
         return path
 
     @cached_property
-    def _by_key(self) -> dict[str, Record]:
-        return {record.evidence: record for _, record in self.records() if record.evidence}
+    def _by_key(self) -> dict[str, Path]:
+        """Records are not read whole: most questions are about few of them."""
+        found = {}
+        for path in self._paths():
+            key = _KEY.search(path.read_bytes())
+            if key:
+                found[key[1].decode()] = path
+            elif (record := self._read(path)).evidence:
+                found[record.evidence] = path
+        return found
+
+
+_KEY = re.compile(rb'"evidence":\s*"([0-9a-f]{64})"')

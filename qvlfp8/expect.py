@@ -35,14 +35,15 @@ def surprise(
 
 
 def _compare(subject: str, cell: Cell, view: StageView, expected: Sequence[Expectation]) -> str | None:
-    missing = [e for e in expected if e.finding not in view.findings]
-    extra = [f for f in view.findings if f not in {e.finding for e in expected}]
+    wanted = {e.shows[view.stage]: e.reason for e in expected}
+    missing = [finding for finding in wanted if finding not in view.findings]
+    extra = [finding for finding in view.findings if finding not in wanted]
     unexplained = view.status == "fail" and not view.findings
     if not missing and not extra and not unexplained:
         return None
     lines = []
     if missing:
-        lines.append(f"{subject}: did not show {', '.join(f'{e.finding} ({e.reason})' for e in missing)}")
+        lines.append(f"{subject}: did not show {', '.join(f'{f} ({wanted[f]})' for f in missing)}")
         lines.append("  mend: if that is right, narrow or remove the expectation in matrix.yaml")
     if extra or unexplained:
         lines.append(f"{subject}: not expected: {view.because or 'a failure without a finding'}")
@@ -52,4 +53,4 @@ def _compare(subject: str, cell: Cell, view: StageView, expected: Sequence[Expec
 
 def suggestion(cell: Cell, view: StageView, finding: str) -> str:
     """The line of matrix.yaml that would expect a finding."""
-    return f'- {{cells: "{cell.subject(view.stage)}", stage: {view.stage}, finding: {finding}, reason: "…"}}'
+    return f'- {{cells: "{cell.subject(view.stage)}", shows: {{{view.stage}: {finding}}}, reason: "…"}}'

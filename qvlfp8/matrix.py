@@ -217,26 +217,25 @@ def _check_expectations(document: Document, matrix: Matrix) -> None:
     owners: dict[tuple[str, str, str], int] = {}
     for index, expectation in enumerate(matrix.file.expectations):
         where = ("expectations", index)
-        if expectation.finding not in KINDS and expectation.stage != "quantize":
-            raise document.error((*where, "finding"), "no such finding", mend=_closest(expectation.finding))
-        if expectation.vllm is not None and expectation.stage in OF_CHECKPOINT:
-            raise document.error(
-                (*where, "vllm"), f"{expectation.stage} knows no vLLM", mend="remove the key"
-            )
-        covered = [c.id for c in matrix.cells if expectation.covers(c, expectation.stage)]
-        if not covered:
-            raise document.error(
-                where,
-                "covers no cell",
-                mend="correct `cells`, `vllm`, `modelopt` or `transformers`, or remove the entry",
-            )
-        for cell in covered:
-            if owners.setdefault((cell, expectation.stage, expectation.finding), index) != index:
+        for stage, finding in expectation.shows.items():
+            if finding not in KINDS and stage != "quantize":
+                raise document.error((*where, "shows", stage), "no such finding", mend=_closest(finding))
+            if expectation.vllm is not None and stage in OF_CHECKPOINT:
+                raise document.error((*where, "vllm"), f"{stage} knows no vLLM", mend="remove the key")
+            covered = [c.id for c in matrix.cells if expectation.covers(c, stage)]
+            if not covered:
                 raise document.error(
-                    where,
-                    f"{expectation.finding} is expected of {cell} at {expectation.stage} already",
-                    mend="narrow one of the two",
+                    (*where, "shows", stage),
+                    "covers no cell",
+                    mend="correct `cells`, `vllm`, `modelopt` or `transformers`, or remove the entry",
                 )
+            for cell in covered:
+                if owners.setdefault((cell, stage, finding), index) != index:
+                    raise document.error(
+                        (*where, "shows", stage),
+                        f"{finding} is expected of {cell} at {stage} already",
+                        mend="narrow one of the two",
+                    )
 
 
 def _check_bounds(document: Document, matrix: Matrix) -> None:

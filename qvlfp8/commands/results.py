@@ -11,7 +11,7 @@ from qvlfp8 import __version__, digest, source
 from qvlfp8.engine import Exit
 from qvlfp8.errors import QvlError, UsageError
 from qvlfp8.evidence import Evidence
-from qvlfp8.importing import Expected, Imported, expected_of, read_results
+from qvlfp8.importing import Expected, Imported, Rejected, expected_of, read_results
 from qvlfp8.judge import judge
 from qvlfp8.locks import Lock
 from qvlfp8.plan import LockKey, Plan, Step
@@ -20,7 +20,7 @@ from qvlfp8.report.evidence import write_pages
 from qvlfp8.results import Record
 from qvlfp8.run import TIME_LIMIT_S, repeat_command
 from qvlfp8.truth import TRUTH_PER_TASK, session
-from qvlfp8.truth.asking import WORKER, Asking, asking, cells_of
+from qvlfp8.truth.asking import WORKER, Asking, asking, find_cells
 
 
 class RejectedError(QvlError):
@@ -50,6 +50,7 @@ def import_results(matrix: Path, store: Path | None, folder: Path) -> None:
     taken, rejected = read_results(folder, expected)
     if not taken and not rejected:
         raise UsageError(f"{folder}: no result in it", mend="name the folder `out` of a bundle that was run")
+    total = len(taken) + len(rejected)
     results = {result.digest: result for result in taken}
     records = [_record(plan.steps[digest], results[digest]) for digest in results if digest in plan.steps]
     for asked in truths:
@@ -57,21 +58,25 @@ def import_results(matrix: Path, store: Path | None, folder: Path) -> None:
             records.append(_truth_record(asked, results))
     evidence = Evidence(project.evidence.root)
     for record in records:
+        if record.status == "error":
+            # The machine's fault says nothing of a checkpoint, and must not replace what was measured.
+            rejected = (*rejected, Rejected(job=record.subject, reason=record.because()))
+            continue
         path = evidence.add(record)
         print(f"{'✓' if record.status == 'pass' else '!'} {record.subject}  {path}")
     for bad in rejected:
-        print(f"✗ {bad.job[:12]}: {bad.reason}", file=sys.stderr)
+        print(f"✗ {bad.job[:80]}: {bad.reason}", file=sys.stderr)
     if rejected:
-        raise RejectedError(f"{len(rejected)} results were not taken in, {len(taken)} were")
+        raise RejectedError(f"{len(rejected)} of {total} results were not taken in, the others were")
 
 
 def _truths(project: Project, plan: Plan, locks: Mapping[LockKey, Lock]) -> Iterator[Asking]:
     """The truth runs of every GPU environment that has a lock, where the good checkpoints are made."""
     for serve in {cell.serve.id: cell.serve for cell in plan.cells}.values():
         if serve.device == "cuda" and (serve.id, "cuda") in locks:
-            cells = cells_of(project, serve.id)
-            asked = asking(project, plan, cells, locks, per_task=TRUTH_PER_TASK)
-            if asked is not None:
+            cells = find_cells(project, serve.id)
+            asked = cells and asking(project, plan, cells, locks, per_task=TRUTH_PER_TASK)
+            if asked:
                 yield asked
 
 

@@ -11,6 +11,7 @@ from qvlfp8.project import Project
 from qvlfp8.report import proof
 from qvlfp8.report.render import to_markdown
 from qvlfp8.report.table import CellView
+from qvlfp8.results import Record
 
 SHOWN = 4
 """Questions shown for each cell."""
@@ -36,6 +37,7 @@ def write_pages(project: Project) -> Path:
         parts += [f"## {view.cell.id}", "", *facts, ""]
         if rows:
             parts += [proof.as_markdown(rows, prompts, "pictures"), ""]
+    parts += _truth([record for _, record in project.evidence.records() if record.stage == "truth"])
     page = root / "README.md"
     page.write_text("\n".join(parts), encoding="utf-8")
     return page
@@ -48,6 +50,33 @@ Each record is one run of vLLM on a GPU: `ACCELERATOR/VLLM/CHECKPOINT.json` name
 digests, every question and every answer. All were asked the same exam (seed {seed}, {per_task} questions a
 task, those of sight with two pictures each), and are held against the unquantized model in the same vLLM.
 """
+
+
+def _truth(records: Sequence[Record]) -> list[str]:
+    """A section for each environment in which the oracle was tested."""
+    parts = ["# The oracle, tested", "", _TRUTH, ""] if records else []
+    for record in records:
+        parts += [
+            f"## {record.subject}: {record.measured['summary']}",
+            "",
+            f"{record.host.accelerator}, {record.started}",
+            "",
+            "| planted | in | | by | measured |",
+            "|---|---|---|---|---|",
+        ]
+        parts += [
+            f"| {verdict['subject']}: {verdict['description']} | {verdict['in']} | {verdict['mark']} "
+            f"| {', '.join(verdict['caught_by'])} | {verdict['error'] or verdict['measured']} |"
+            for verdict in record.measured["verdicts"]
+        ]
+        parts.append("")
+    return parts
+
+
+_TRUTH = """\
+`qvlfp8 truth` plants one fault at a time in a good checkpoint and asks the stages, which do not know of it.
+The good ones must pass. A fault is harmless if it leaves the checkpoint as near to BF16 as it was; it counts
+neither way."""
 
 
 def _was_run(view: CellView) -> bool:

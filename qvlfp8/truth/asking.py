@@ -34,22 +34,28 @@ def cells_of(project: Project, environment: str | None = None) -> list[Cell]:
     Raises:
         UsageError: a recipe has no such cell.
     """
-    found = []
-    for recipe in GOOD:
-        fitting = [
-            cell
-            for cell in project.matrix.cells
-            if cell.recipe.id == recipe
-            and cell.model.reference == "trained"
-            and not cell.model.tie_word_embeddings
-            and (cell.serve.device == "cpu" if environment is None else cell.serve.id == environment)
-            and cell.variant.id == PLAIN.id
-        ]
-        if not fitting:
-            where = environment or "a serve environment of device cpu"
-            raise UsageError(f"no cell of {recipe} has a trained model and {where}", mend="see matrix.yaml")
-        found.append(fitting[-1])
-    return found
+    cells = find_cells(project, environment)
+    if cells is None:
+        where = environment or "a serve environment of device cpu"
+        raise UsageError(
+            f"{', '.join(GOOD)}: not all have a cell with a trained, untied model and {where}",
+            mend="see `cells` in matrix.yaml",
+        )
+    return cells
+
+
+def find_cells(project: Project, environment: str | None) -> list[Cell] | None:
+    """The same, None where there is no such cell."""
+    found = {
+        cell.recipe.id: cell
+        for cell in project.matrix.cells
+        if cell.recipe.id in GOOD
+        and cell.model.reference == "trained"
+        and not cell.model.tie_word_embeddings
+        and (cell.serve.device == "cpu" if environment is None else cell.serve.id == environment)
+        and cell.variant.id == PLAIN.id
+    }
+    return [found[recipe] for recipe in GOOD] if len(found) == len(GOOD) else None
 
 
 @dataclass(frozen=True, kw_only=True)

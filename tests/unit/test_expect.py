@@ -12,8 +12,8 @@ from qvlfp8.report.table import Cause, StageView
 from qvlfp8.results import Status
 from tests.unit.factory import open_project
 
-KNOWN = Expectation(cells="*", stage="preflight", finding="known", reason="why")
-OTHER = Expectation(cells="*", stage="preflight", finding="other", reason="why")
+KNOWN = Expectation(cells="*", shows={"preflight": "known"}, reason="why")
+OTHER = Expectation(cells="*", shows={"preflight": "other"}, reason="why")
 
 
 @pytest.fixture(scope="module")
@@ -67,5 +67,5 @@ def test_the_suggested_line_expects_what_was_found(cell: Cell, tmp_path: Path) -
     line = suggestion(cell, view("fail"), "tie-misread")
     project = open_project(tmp_path, MATRIX.replace("expectations: []", f"expectations:\n  {line}"))
     found = {c.id: project.matrix.expected(c, "preflight") for c in project.matrix.cells}
-    assert [e.finding for e in found.pop(cell.id)] == ["tie-misread"]
+    assert [e.shows for e in found.pop(cell.id)] == [{"preflight": "tie-misread"}]
     assert not any(found.values())

@@ -48,7 +48,7 @@ def test_a_mistake_is_named_with_file_line_and_mend(
 
 
 EXPECTATION = (
-    'expectations:\n  - {{cells: "{cells}", stage: preflight, finding: tie-misread, reason: why{more}}}\n'
+    'expectations:\n  - {{cells: "{cells}", shows: {{preflight: tie-misread}}, reason: why{more}}}\n'
 )
 
 
@@ -63,23 +63,23 @@ def test_an_expectation_that_covers_no_cell_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_same_finding_expected_twice_is_an_error_and_two_findings_are_not(tmp_path: Path) -> None:
-    line = '  - {cells: "lm-fp8/*", stage: preflight, finding: tie-misread, reason: why}\n'
+    line = '  - {cells: "lm-fp8/*", shows: {preflight: tie-misread}, reason: why}\n'
     path = write_project(tmp_path, with_expectation("*") + line)
     with pytest.raises(FileFormatError, match=r"tie-misread is expected of .* at preflight already"):
         read_matrix(path)
     path = write_project(tmp_path, with_expectation("*") + line.replace("tie-misread", "loader-error"))
     matrix = read_matrix(path)
-    assert [e.finding for e in matrix.expected(matrix.cells[0], "preflight")] == [
-        "tie-misread",
-        "loader-error",
+    assert [e.shows for e in matrix.expected(matrix.cells[0], "preflight")] == [
+        {"preflight": "tie-misread"},
+        {"preflight": "loader-error"},
     ]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("finding: tie-misread", "finding: tie-mispread", "did you mean 'tie-misread'"),
-        ("stage: preflight", 'stage: inspect, vllm: ">=9"', "inspect knows no vLLM"),
+        ("tie-misread", "tie-mispread", "did you mean 'tie-misread'"),
+        ("preflight: tie-misread}", 'inspect: tie-misread}, vllm: ">=9"', "inspect knows no vLLM"),
     ],
 )
 def test_an_expectation_that_can_never_be_met_is_an_error(

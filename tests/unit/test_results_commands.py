@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,9 @@ def project(tmp_path: Path) -> Project:
     return Project.open(project.matrix.path)
 
 
-def bring_back(project: Project, out: Path, *, worker: str | None = None) -> None:
+def bring_back(
+    project: Project, out: Path, *, worker: str | None = None, raised: dict[str, Any] | None = None
+) -> None:
     """What a bundle's run leaves: for every run on the GPU a result, blind but for the baseline."""
     cells = project.matrix.cells
     plan = project.plan(cells, project.locks(cells))
@@ -56,6 +59,8 @@ def bring_back(project: Project, out: Path, *, worker: str | None = None) -> Non
             continue
         made = next(r for n in step.needs if (r := project.lookup(plan.steps[n])) and r.made)
         said = measured(swapped="blue" if step.subject.startswith("bf16") else "red")
+        if not step.subject.startswith("bf16"):
+            said["load"]["exception"] = raised
         said["answers"][0] |= {"id": question.id, "expected": "red"}
         result = {"outcome": "done", "measured": said | {"checkpoint_digest": made.made}, "seconds": 1.0}
         ran = {
@@ -92,9 +97,27 @@ def test_what_a_gpu_host_ran_shows_in_the_matrix_and_on_the_page(project: Projec
 
 def test_results_of_another_worker_are_not_taken_in(project: Project, tmp_path: Path) -> None:
     bring_back(project, tmp_path / "out", worker="other")
-    with pytest.raises(RejectedError, match="3 results were not taken in, 0 were"):
+    with pytest.raises(RejectedError, match="3 of 3 results were not taken in"):
         import_results(project.matrix.path, None, tmp_path / "out")
     assert not project.evidence.root.exists()
+
+
+def test_what_the_machine_did_wrong_is_no_evidence_and_replaces_none(
+    project: Project, tmp_path: Path
+) -> None:
+    bring_back(project, tmp_path / "out")
+    import_results(project.matrix.path, None, tmp_path / "out")
+    before = {path: path.read_bytes() for path, _ in project.evidence.records()}
+    raised = {
+        "type": "ModuleNotFoundError",
+        "message": "no humming",
+        "origin": "environment",
+        "stage": "load",
+    }
+    bring_back(project, tmp_path / "later", raised=raised)
+    with pytest.raises(RejectedError, match="2 of 3 results were not taken in"):
+        import_results(project.matrix.path, None, tmp_path / "later")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_folder_without_results_is_said(project: Project, tmp_path: Path) -> None:
