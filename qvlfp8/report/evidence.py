@@ -13,8 +13,8 @@ from qvlfp8.report.render import to_markdown
 from qvlfp8.report.table import CellView
 from qvlfp8.results import Record
 
-SHOWN = 4
-"""Questions shown for each cell."""
+SHOWN = 3
+"""Questions shown for each cell, each with two pictures."""
 
 
 def write_pages(project: Project) -> Path:
@@ -107,13 +107,15 @@ def _section(project: Project, plan: Plan, view: CellView) -> tuple[Sequence[pro
 
 
 def _draw(folder: Path, seed: int, per_task: int, names: set[str]) -> dict[str, str]:
+    """Write both pictures of the questions named; returns their prompts."""
     from qvlfp8.reference.exam import make_exam
 
     folder.mkdir(parents=True, exist_ok=True)
     prompts = {}
     for question in make_exam(seed, per_task):
-        if question.id in names and question.picture is not None:
+        if question.id in names and question.picture is not None and question.swapped is not None:
             prompts[question.id] = question.prompt
-            name = f"{question.id.replace('/', '-')}.png"
-            (folder / name).write_bytes(proof.png(question.picture))
+            stem = question.id.replace("/", "-")
+            (folder / f"{stem}.png").write_bytes(proof.png(question.picture))
+            (folder / f"{stem}-other.png").write_bytes(proof.png(question.swapped))
     return prompts

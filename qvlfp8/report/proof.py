@@ -14,47 +14,65 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One question about one picture, and three answers to it: the right one, BF16's, the checkpoint's."""
+    """One question about one picture, and three answers to it: the right one, BF16's, the checkpoint's.
+
+    ``swapped``: the picture is the other one of the two that the question was asked about.
+    """
 
     question: str
+    swapped: bool
     right: str
     baseline: str
     answer: str
 
+    @property
+    def picture(self) -> str:
+        """File name of the picture."""
+        return f"{self.question.replace('/', '-')}{'-other' if self.swapped else ''}.png"
+
 
 def shown(measured: Mapping[str, Any], baseline: Mapping[str, Any], count: int) -> tuple[Shown, ...]:
-    """The first ``count`` questions of sight, from different tasks, that BF16 answers rightly.
+    """``count`` questions of sight that BF16 answers rightly, from different tasks, with both pictures.
 
     Those that the checkpoint gets wrong come first: for one that sees there are hardly any.
     """
     reference = {answer["id"]: answer for answer in baseline["answers"]}
-    rows = [
+    pairs = [_pair(a, reference[a["id"]]) for a in measured["answers"] if a["sight"]]
+    pairs = [pair for pair in pairs if all(row.baseline == row.right for row in pair)]
+    pairs.sort(key=lambda pair: sum(row.answer == row.right for row in pair))
+    return tuple(row for pair in list(_one_a_task(pairs))[:count] for row in pair)
+
+
+Pair = tuple[Shown, Shown]
+
+
+def _pair(answer: Mapping[str, Any], reference: Mapping[str, Any]) -> Pair:
+    own, other = (
         Shown(
             question=answer["id"],
-            right=answer["expected"],
-            baseline=reference[answer["id"]]["answer"],
-            answer=answer["answer"],
+            swapped=bool(prefix),
+            right=answer[f"{prefix}expected"],
+            baseline=reference[f"{prefix}answer"],
+            answer=answer[f"{prefix}answer"],
         )
-        for answer in measured["answers"]
-        if answer["sight"] and reference[answer["id"]]["answer"] == answer["expected"]
-    ]
-    rows.sort(key=lambda row: row.answer == row.right)
-    return tuple(_one_a_task(rows))[:count]
+        for prefix in ("", "swapped_")
+    )
+    return own, other
 
 
-def _one_a_task(rows: Iterable[Shown]) -> Iterable[Shown]:
-    """Each task's first row, then each task's second, and so on."""
-    waiting = list(rows)
+def _one_a_task(pairs: Iterable[Pair]) -> Iterable[Pair]:
+    """Each task's first, then each task's second, and so on."""
+    waiting = list(pairs)
     while waiting:
         tasks: set[str] = set()
-        later: list[Shown] = []
-        for row in waiting:
-            task = row.question.split("/")[0]
+        later: list[Pair] = []
+        for pair in waiting:
+            task = pair[0].question.split("/")[0]
             if task in tasks:
-                later.append(row)
+                later.append(pair)
             else:
                 tasks.add(task)
-                yield row
+                yield pair
         waiting = later
 
 
@@ -72,12 +90,12 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def as_markdown(rows: Sequence[Shown], prompts: Mapping[str, str], folder: str) -> str:
-    """A Markdown table; ``prompts`` by question, pictures as ``FOLDER/TASK-NUMBER.png``."""
+    """A Markdown table; ``prompts`` by question, pictures below ``folder``."""
     lines = ["| picture | question | right | BF16 says | this checkpoint says |", "|---|---|---|---|---|"]
     for row in rows:
-        name = f"{folder}/{row.question.replace('/', '-')}.png"
         texts = (prompts[row.question], row.right, row.baseline, row.answer)
-        lines.append(f"| ![{row.question}]({name}) | " + " | ".join(_cell(text) for text in texts) + " |")
+        picture = f"![{row.question}]({folder}/{row.picture})"
+        lines.append(f"| {picture} | " + " | ".join(_cell(text) for text in texts) + " |")
     return "\n".join(lines)
 
 
