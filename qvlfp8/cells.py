@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from functools import cache, cached_property
 from typing import Annotated, Literal
 
@@ -33,8 +34,9 @@ BLOCKED_BY: Mapping[Stage, tuple[Stage, ...]] = {
     "load": ("quantize",),
     "text": ("quantize", "load"),
     "image": ("quantize", "load"),
-    "fidelity": ("quantize", "load"),
-    "speed": ("quantize", "load"),
+    # Without answers there is nothing to compare or to time.
+    "fidelity": ("quantize", "load", "text"),
+    "speed": ("quantize", "load", "text"),
 }
 """Which stages, when they fail, keep a stage from being executed. Neither inspect nor preflight does:
 what they foretell is compared with what a run shows."""
@@ -136,7 +138,7 @@ class Expectation(Strict):
             and (alone or admits(self.vllm, cell.serve.vllm))
             and admits(self.modelopt, cell.quantize.modelopt)
             and admits(self.transformers, cell.quantize.transformers)
-            and any(fnmatchcase(cell.subject(stage), glob) for glob in globs(self.cells))
+            and _any_of(globs(self.cells)).match(cell.subject(stage)) is not None
             and stage in cell.stages
         )
 
@@ -196,6 +198,12 @@ def admits(specifier: str | None, version: str) -> bool:
 def globs(text: Globs) -> tuple[str, ...]:
     """As a tuple, however they were written."""
     return (text,) if isinstance(text, str) else text
+
+
+@cache
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One regular expression for several globs: expectations are asked of every cell."""
+    return re.compile("|".join(translate(pattern) for pattern in patterns))
 
 
 def select(cells: Iterable[Cell], *, only: Sequence[str], everything: bool) -> tuple[Cell, ...]:

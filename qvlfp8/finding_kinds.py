@@ -249,6 +249,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             meaning="log-probabilities are NaN or infinite",
             mend="look for scales that are zero, NaN, or too small for the activations",
         ),
+        "not-generative": Kind(
+            severity="fail",
+            meaning="vLLM takes the model for one that writes no text, and refuses to be asked",
+            mend="save config.json as transformers 4 writes it, or use a vLLM that reads the newer layout",
+        ),
         "generation-failed": Kind(
             severity="fail",
             meaning="vLLM loads the checkpoint and raises an exception when it is asked something",

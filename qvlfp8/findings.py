@@ -242,7 +242,14 @@ def _kv_scales(measured: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _finding("kv-scale-defaulted", evidence)
 
 
+def _runner(measured: Mapping[str, Any]) -> Iterator[Finding]:
+    """How vLLM would run the model; records of before this was looked at say nothing."""
+    if measured.get("runner", "generate") != "generate":
+        yield from _finding("not-generative", [f"vLLM's runner for it is {measured['runner']!r}"])
+
+
 _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
+    _runner,
     _casts,
     _never_loaded,
     _shapes,

@@ -164,7 +164,11 @@ def _refusal(error: Mapping[str, Any]) -> Finding:
 def _generation(error: Mapping[str, Any]) -> Scored:
     """A stage that vLLM left with an exception after it had loaded the checkpoint."""
     evidence = [f"{error['type']}: {error['message']}", f"raised in {error['where']}"]
-    kind = "generation-failed" if error["origin"] == "checkpoint" else "environment-fault"
+    kind = "generation-failed"
+    if error["origin"] != "checkpoint":
+        kind = "environment-fault"
+    elif "only supported for generative models" in error["message"]:
+        kind = "not-generative"
     return _ended([_finding(kind, evidence)], {})
 
 

@@ -27,7 +27,13 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Strict(BaseModel):
     """Base of everything that is read from a file: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=False,
+        # A tenth of a second of every start: most commands read few of the files.
+        defer_build=True,
+    )
 
 
 class Document:

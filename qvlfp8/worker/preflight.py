@@ -166,6 +166,7 @@ def _load(checkpoint: ck.Checkpoint, measured: dict[str, Any], watches: list[Wri
     ).create_engine_config()
     measured["quantization"] = _text_or_none(config.model_config.quantization)
     measured["kv_cache_dtype"] = str(config.cache_config.cache_dtype)
+    measured["runner"] = _text_or_none(config.model_config.runner_type)
     measured["stage_reached"] = "build"
     with set_current_vllm_config(config):
         _ensure_process_group()
