@@ -173,6 +173,12 @@ def test_an_untied_head_that_vllm_ties_is_a_failure() -> None:
         assert ids(diagnose_preflight(measured), "fail") == {"tie-misread"}
 
 
+def test_a_model_that_vllm_would_not_let_write_is_a_failure_however_well_it_loads() -> None:
+    measured = observed("language-fp8-sees")
+    assert ids(diagnose_preflight(measured | {"runner": "generate"}), "fail") == set()
+    assert ids(diagnose_preflight(measured | {"runner": "pooling"}), "fail") == {"not-generative"}
+
+
 def test_a_tied_head_that_vllm_builds_apart_is_a_failure() -> None:
     measured = observed("language-fp8-sees")
     measured["never_loaded"].append("language_model.lm_head.weight")

@@ -189,6 +189,12 @@ def test_an_exception_after_loading_fails_what_was_asked() -> None:
     assert stages["speed"].status == "blocked"
 
 
+def test_a_model_that_vllm_does_not_let_write_is_told_apart_from_other_exceptions() -> None:
+    said = "LLM.generate() is only supported for generative models."
+    stages = scored(raised("generate", "checkpoint", "ValueError", said))
+    assert found(stages["text"]) == found(stages["image"]) == ["not-generative"]
+
+
 def test_where_bf16_gave_no_answers_right_ones_are_the_measure() -> None:
     stages = score(good(), raised("load", "checkpoint"), Bounds())
     assert stages["text"].status == stages["image"].status == "pass"
