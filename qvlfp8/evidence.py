@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from qvlfp8.errors import FileFormatError
+from qvlfp8.plan import Step
 from qvlfp8.results import Record
 
 
@@ -22,14 +23,19 @@ class Evidence:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def record(self, key: str | None) -> Record | None:
-        """The record with this evidence key.
+    def record(self, step: Step) -> Record | None:
+        """The record that stands for a step which was executed elsewhere.
 
         Raises:
-            FileFormatError: its file is no record.
+            FileFormatError: its file is no record, or says in one place what it denies in another.
         """
-        path = self._by_key.get(key) if key else None
-        return self._read(path) if path else None
+        path = self._by_key.get(step.evidence) if step.evidence else None
+        if path is None:
+            return None
+        record = self._read(path)
+        if name := _contradiction(record, step):
+            raise FileFormatError(f"{path}: {name} is not what its evidence key says", mend="make it anew")
+        return record
 
     def records(self) -> Iterator[tuple[Path, Record]]:
         """Every file and its record, in the order of their names.
@@ -70,6 +76,19 @@ class Evidence:
             elif (record := self._read(path)).evidence:
                 found[record.evidence] = path
         return found
+
+
+def _contradiction(record: Record, step: Step) -> str | None:
+    """What of a record is another step's, or None: the key alone proves nothing of the rest."""
+    said: dict[str, tuple[object, object]] = {
+        "stage": (record.stage, step.stage),
+        "subject": (record.subject, step.subject),
+        "inputs.params": (record.inputs.get("params"), dict(step.params)),
+    }
+    if record.measured:
+        said["measured.options"] = (record.measured.get("options"), step.params.get("options"))
+        said["environment.vllm"] = (f"vllm-{record.environment.get('vllm')}", step.environment)
+    return next((name for name, (one, other) in said.items() if one != other), None)
 
 
 _KEY = re.compile(rb'"evidence":\s*"([0-9a-f]{64})"')

@@ -95,7 +95,7 @@ class Project:
 
     def lookup(self, step: Step) -> Record | None:
         """The record of a step: this machine's own, else a committed one."""
-        return self.store.record(step.stage, step.digest) or self.evidence.record(step.evidence)
+        return self.store.record(step.stage, step.digest) or self.evidence.record(step)
 
     def views(self, plan: Plan) -> tuple[CellView, ...]:
         """The plan's cells with what their records say."""

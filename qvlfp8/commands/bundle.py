@@ -121,6 +121,7 @@ def _tree(
         "lock": lock.digest,
         "brought": dict(packages.brought),
         "host": dict(packages.host),
+        "left_out": sorted(name for item in rule.without for name in (*item.packages, *item.files)),
         "variables": rule.variables,
     }
     return bundle.Tree(name=environment.id, files=files, environment=spec)

@@ -44,11 +44,13 @@ def write_pages(project: Project) -> Path:
 
 
 _HEAD = """\
-<!-- Made by `qvlfp8 results report` from the records in this folder; do not edit. -->
+<!-- Made by `qvlfp8 results report`; do not edit. -->
 
 Each record is one run of vLLM on a GPU: `ACCELERATOR/VLLM/CHECKPOINT.json` names the GPU, driver, versions,
 digests, every question and every answer. All were asked the same exam (seed {seed}, {per_task} questions a
 task, those of sight with two pictures each), and are held against the unquantized model in the same vLLM.
+What `inspect` and `preflight` say of the same checkpoints needs no GPU, and is repeated by `nox -s matrix`.
+`ACCELERATOR/README.md` says how the runs were made.
 """
 
 

@@ -74,13 +74,17 @@ def write_json(path: Path, value: object) -> None:
     partial.replace(path)
 
 
+_ROOT = Path(__file__).resolve().parents[2]
+
+
 def innermost(error: BaseException) -> str | None:
-    """``file:line function`` of the frame that raised, the path cut at site-packages."""
+    """``file:line function`` of the frame that raised, its path within site-packages or this package."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return None
     last = frames[-1]
-    return f"{last.filename.rsplit('site-packages/', 1)[-1]}:{last.lineno} {last.name}"
+    place = last.filename.rsplit("site-packages/", 1)[-1].removeprefix(f"{_ROOT}/")
+    return f"{place}:{last.lineno} {last.name}"
 
 
 def _event(stream: Any, **fields: object) -> None:

@@ -324,6 +324,8 @@ def host_facts(environments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             name: {
                 "lock": spec["lock"],
                 "brought": spec["brought"],
+                "left_out": spec.get("left_out", []),
+                "variables": spec["variables"],
                 "host": {package: packages.get(package) for package in spec["host"]},
             }
             for name, spec in environments.items()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qvlfp8.errors import FileFormatError
 from qvlfp8.evidence import Evidence
+from qvlfp8.plan import Step
 from qvlfp8.results import Host, Record
 
 KEY = "a" * 64
@@ -16,33 +18,64 @@ KEY = "a" * 64
 def record(key: str = KEY, subject: str = "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0") -> Record:
     host = Host(machine="x86_64", system="Linux", cpus=1, memory_gb=1.0, accelerator="NVIDIA H200")
     return Record(
-        stage="generate", subject=subject, digest="b" * 64, status="pass", inputs={}, host=host,
+        stage="generate", subject=subject, digest="b" * 64, status="pass", host=host,
+        inputs={"params": PARAMS}, environment={"vllm": "0.26.0"}, measured=dict(PARAMS),
         started="2026-11-22T00:00:00+00:00", seconds=1.0, repeat="nox", evidence=key, qvlfp8="0",
     )  # fmt: skip
+
+
+PARAMS = {"options": {"door": "engine"}}
+
+
+def step(key: str | None = KEY, **changed: Any) -> Step:
+    fields: dict[str, Any] = {
+        "stage": "generate", "subject": "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0", "digest": "d",
+        "environment": "vllm-0.26.0", "params": PARAMS, "inputs": {}, "needs": (), "evidence": key,
+    }  # fmt: skip
+    return Step(**(fields | changed))
 
 
 def test_what_is_added_is_found_by_its_key_alone(tmp_path: Path) -> None:
     path = Evidence(tmp_path).add(record())
     assert path == tmp_path / "nvidia-h200" / "vllm-0.26.0" / "lm-fp8~modelopt-0.47.0~seeing.json"
     found = Evidence(tmp_path)
-    assert found.record(KEY) == record()
-    assert found.record("c" * 64) is None
-    assert found.record(None) is None
+    assert found.record(step()) == record()
+    assert found.record(step("c" * 64)) is None
+    assert found.record(step(None)) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"subject": "vlm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0"}, "subject"),
+        ({"environment": {"vllm": "0.20.2"}}, "environment.vllm"),
+        ({"measured": {"options": {"door": "server"}}}, "measured.options"),
+        ({"inputs": {"params": {"options": {"door": "server"}}}}, "inputs.params"),
+        ({"stage": "preflight"}, "stage"),
+    ],
+)
+def test_a_record_that_denies_its_own_key_is_an_error(
+    tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    path = Evidence(tmp_path).add(record())
+    path.write_text(record().model_copy(update=changed).model_dump_json(indent=1))
+    with pytest.raises(FileFormatError, match=named):
+        Evidence(tmp_path).record(step())
 
 
 def test_a_run_again_replaces_the_record(tmp_path: Path) -> None:
     Evidence(tmp_path).add(record())
     Evidence(tmp_path).add(record(key="c" * 64))
-    assert Evidence(tmp_path).record(KEY) is None
+    assert Evidence(tmp_path).record(step()) is None
     assert len(list(Evidence(tmp_path).records())) == 1
 
 
 def test_without_a_folder_there_is_none(tmp_path: Path) -> None:
-    assert Evidence(tmp_path / "none").record(KEY) is None
+    assert Evidence(tmp_path / "none").record(step()) is None
 
 
 def test_what_is_no_record_is_named(tmp_path: Path) -> None:
     path = Evidence(tmp_path).add(record())
     path.write_text("{}")
     with pytest.raises(FileFormatError, match=r"modelopt-0\.47\.0~seeing\.json: not a record"):
-        Evidence(tmp_path).record(KEY)
+        Evidence(tmp_path).record(step())

@@ -233,8 +233,10 @@ def test_committed_evidence_stands_for_what_cannot_be_run_here(project: Project)
             "evidence": step.evidence,
             "digest": "f" * 64,
             "read": {},
+            "inputs": {"params": dict(step.params)},
+            "environment": {"vllm": GPU.removeprefix("vllm-")},
         }
-        update |= {"host": host, "measured": said}
+        update |= {"host": host, "measured": said | {"options": step.params["options"]}}
         Evidence(project.matrix.path.parent / "results").add(made_here.model_copy(update=update))
     fresh = Project.open(project.matrix.path)
     view = next(view for view in fresh.views(plan) if view.cell.id == cell.id)

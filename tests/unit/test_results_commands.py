@@ -62,7 +62,9 @@ def bring_back(
         if not step.subject.startswith("bf16"):
             said["load"]["exception"] = raised
         said["answers"][0] |= {"id": question.id, "expected": "red"}
-        result = {"outcome": "done", "measured": said | {"checkpoint_digest": made.made}, "seconds": 1.0}
+        said |= {"checkpoint_digest": made.made, "options": step.params["options"]}
+        facts = {"vllm": GPU.removeprefix("vllm-")}
+        result = {"outcome": "done", "measured": said, "seconds": 1.0, "environment": facts}
         ran = {
             "job": step.digest, "environment": GPU, "lock": locks_digest(project), "started": "2026-11-22",
             "worker_source": worker or source.of_worker("generate"),
