@@ -91,6 +91,20 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def base(session: nox.Session) -> None:
+    """Make the images' base here with mmdebstrap (no registry needed), and load it into Docker."""
+    install(session)
+    run(session, "qvlfp8", "base", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build environments as images from their locks: -- [ENVIRONMENT ...] [--all]."""
+    install(session)
+    run(session, "qvlfp8", "build", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Formatting, lint and types."""
     install(session, "dev")

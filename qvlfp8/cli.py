@@ -46,6 +46,11 @@ JobsOption = Annotated[
     typer.Option("--jobs", "-j", min=1, help="Workers at once [default: by CPUs and memory]."),
 ]
 
+EngineOption = Annotated[
+    Literal["venv", "docker"],
+    typer.Option("--engine", help="Where steps run: environments made by uv, or hardened containers."),
+]
+
 MATRIX = Path("matrix.yaml")
 
 
@@ -74,6 +79,7 @@ def matrix(
     everything: AllOption = False,
     again: Annotated[bool, typer.Option("--again", help="Execute steps that have a record already.")] = False,
     jobs: JobsOption = None,
+    engine: EngineOption = "venv",
     verbose: VerboseOption = False,
 ) -> None:
     """Execute what is not executed yet, and print the compatibility matrix."""
@@ -86,6 +92,7 @@ def matrix(
         everything=everything,
         again=again,
         jobs=jobs,
+        engine=engine,
         verbose=verbose,
     )
 
@@ -135,12 +142,16 @@ def quantize(
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
     time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds.")] = 4 * 3600.0,
+    engine: EngineOption = "venv",
     verbose: VerboseOption = False,
 ) -> None:
     """Quantize a model of yours with one recipe, and inspect the result."""
     from qvlfp8.commands.quantize import run_quantize
 
-    run_quantize(matrix_file, store, recipe, model, out, environment, time_limit=time_limit, verbose=verbose)
+    run_quantize(
+        matrix_file, store, recipe, model, out, environment,
+        time_limit=time_limit, engine=engine, verbose=verbose,
+    )  # fmt: skip
 
 
 @app.command()
@@ -158,6 +169,58 @@ def lock(
 
 
 @app.command()
+def base(
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Only ask the registry for the digests in containers/base.lock.")
+    ] = False,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Make the images' base here with mmdebstrap, and load it into Docker."""
+    from qvlfp8.commands.images import make_base
+
+    make_base(matrix_file, store, refresh=refresh)
+
+
+@app.command()
+def build(
+    environments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Environment ids, such as vllm-0.26.0 [default: the default slice's]."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Build on this image [default: the one made here, else base.lock's]."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every environment.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Build anew, even what is up to date.")
+    ] = False,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Build environments as images, from their locks."""
+    from qvlfp8.commands.images import run_build
+
+    run_build(
+        matrix_file, store, environments or [], base=base, everything=everything, no_cache=no_cache
+    )  # fmt: skip
+
+
+@app.command()
+def images(
+    prune: Annotated[bool, typer.Option("--prune", help="Remove ours that are out of date.")] = False,
+    as_json: JsonOption = False,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """List the images that there are: size, age, for how many cells, and whether they are up to date."""
+    from qvlfp8.commands.images import show_images
+
+    show_images(matrix_file, store, remove=prune, as_json=as_json)
+
+
+@app.command()
 def truth(
     environment: Annotated[
         str | None,
@@ -168,12 +231,13 @@ def truth(
     ] = TRUTH_PER_TASK,
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
+    engine: EngineOption = "venv",
     verbose: VerboseOption = False,
 ) -> None:
     """Plant faults in good checkpoints and see which stage catches each."""
     from qvlfp8.commands.truth import run_truth
 
-    run_truth(matrix_file, store, environment=environment, per_task=per_task, verbose=verbose)
+    run_truth(matrix_file, store, environment=environment, per_task=per_task, engine=engine, verbose=verbose)
 
 
 reference_app = typer.Typer(help="The trained reference model.", rich_markup_mode=None)

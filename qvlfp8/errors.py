@@ -110,6 +110,34 @@ class StoreWriteError(QvlError):
     meaning = "the store or the output folder cannot be written (full, read-only, no permission)"
 
 
+class DaemonError(QvlError):
+    """No Docker daemon answers, or it went away."""
+
+    exit_code = 14
+    meaning = "no Docker daemon answers"
+
+
+class DaemonPermissionError(QvlError):
+    """The Docker daemon's socket is there and not for this user."""
+
+    exit_code = 15
+    meaning = "no permission to use the Docker daemon"
+
+
+class ImageError(QvlError):
+    """An image that is needed is not there, or is for another machine or Python."""
+
+    exit_code = 16
+    meaning = "an image is missing, or is for another architecture or Python"
+
+
+class GpuRuntimeError(QvlError):
+    """The Docker daemon cannot give a container a GPU."""
+
+    exit_code = 17
+    meaning = "the Docker daemon has no NVIDIA runtime"
+
+
 def _all_errors() -> list[type[QvlError]]:
     return sorted(QvlError.__subclasses__(), key=lambda kind: kind.exit_code)
 

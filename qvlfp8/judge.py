@@ -67,6 +67,8 @@ def judge(stage: RecordedStage, result: Mapping[str, Any] | None, ended: Exit, l
 def _without_result(ended: Exit, limit_s: float) -> Fault:
     if ended.timed_out:
         return Fault(kind="timeout", message=f"no result within {limit_s:g} s; its processes were ended")
+    if ended.out_of_memory:
+        return Fault(kind="out-of-memory", message="it needed more memory than its container may use")
     if ended.code < 0:
         return Fault(kind="signal", message=f"the worker was ended by signal {-ended.code}")
     return Fault(

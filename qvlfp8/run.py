@@ -26,7 +26,7 @@ from qvlfp8 import __version__, checkpoint, digest, reference
 from qvlfp8.cells import OF_CHECKPOINT
 from qvlfp8.engine import Batch, Engine, Exit, Job
 from qvlfp8.environments import Device, Environment
-from qvlfp8.errors import QvlError
+from qvlfp8.errors import QvlError, StoreWriteError
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock
 from qvlfp8.plan import LockKey, Plan, Step
@@ -216,15 +216,12 @@ class Runner:
         started = _now()
         clock = time.monotonic()
         measured: dict[str, Any] = {}
-        fault = None
+        verdict = Verdict(status="pass")
         try:
             measured = self._engine.build(*self._where(step), log=scratch / LOG)
         except QvlError as error:
-            with self._guard:
-                self.faults.append(error)
-            fault = Fault(kind=type(error).__name__, message=error.problem)
+            verdict = self._fault(error)
         seconds = round(time.monotonic() - clock, 1)
-        verdict = Verdict(status="error" if fault else "pass", fault=fault)
         self._keep(step, scratch, verdict, started=started, seconds=seconds, measured=measured)
 
     def _model(self, step: Step) -> None:
@@ -246,7 +243,15 @@ class Runner:
             return
         stage = ready[0].stage
         batch_log = self._store.scratch("batch") / LOG
-        jobs = {s.digest: Job(id=s.digest, params=self._params(s), out=self._job_folder(s)) for s in ready}
+        jobs = {
+            s.digest: Job(
+                id=s.digest,
+                params=self._params(s),
+                out=self._job_folder(s),
+                reads=self._reads(s, together),
+            )
+            for s in ready
+        }
         started = _now()
         kept: set[str] = set()
         limit = self._limits[stage]
@@ -269,20 +274,34 @@ class Runner:
                 finish(self._plan.steps[event["job"]], Exit(code=0))
 
         environment = ready[0].environment
-        ended = self._engine.run(
-            self._where(ready[0]) if environment else None,
-            Batch(
-                worker=stage,
-                jobs=tuple(jobs.values()),
-                time_limit_s=limit,
-                threads=None if stage == "generate" else 1,
-            ),
-            batch_log,
-            on_event,
+        batch = Batch(
+            worker=stage,
+            jobs=tuple(jobs.values()),
+            time_limit_s=limit,
+            threads=None if stage == "generate" else 1,
         )
+        try:
+            ended = self._engine.run(
+                self._where(ready[0]) if environment else None, batch, batch_log, on_event
+            )
+        except StoreWriteError:
+            raise
+        except QvlError as error:
+            verdict = self._fault(error)
+            for step in ready:
+                if step.digest not in kept:
+                    scratch = jobs[step.digest].out
+                    self._keep(step, scratch, verdict, started=started, seconds=0.0, measured={})
+            return
         for step in ready:
             if step.digest not in kept:
                 finish(step, ended)
+
+    def _fault(self, error: QvlError) -> Verdict:
+        """What kept steps from being executed: told at the end, and on record as the machine's fault."""
+        with self._guard:
+            self.faults.append(error)
+        return Verdict(status="error", fault=Fault(kind=type(error).__name__, message=error.problem))
 
     def _can_run(self, step: Step, together: Set[str]) -> bool:
         for need in step.needs:
@@ -299,6 +318,9 @@ class Runner:
             self._progress.skip(step, f"{needed.stage} of {needed.subject} has not passed")
             return False
         return True
+
+    def _facts(self, step: Step) -> dict[str, str]:
+        return self._engine.facts(self._where(step) if step.environment else None)
 
     def _read(self, step: Step) -> dict[str, str]:
         sources = ((need, self._store.record(self._plan.steps[need].stage, need)) for need in step.needs)
@@ -317,6 +339,22 @@ class Runner:
             elif needed.stage == "generate":
                 params["baseline"] = str(self._store.entry("generate", need))
         return params
+
+    def _reads(self, step: Step, together: Set[str]) -> tuple[Path, ...]:
+        """The folders that :meth:`_params` names."""
+        found = []
+        for need in step.needs:
+            stage = self._plan.steps[need].stage
+            entry = self._store.entry(stage, need)
+            if need in together:
+                # An earlier job of the same batch makes it: not there yet, while its parent is.
+                with writing(entry.parent):
+                    entry.parent.mkdir(parents=True, exist_ok=True)
+                found.append(entry.parent)
+            elif stage != "build":
+                made = {"model": "model", "quantize": "checkpoint"}.get(stage, "")
+                found.append(entry / made)
+        return tuple(found)
 
     def _job_folder(self, step: Step) -> Path:
         return self._store.scratch(step.stage)
@@ -349,14 +387,14 @@ class Runner:
                 "needs": list(step.needs),
                 "lock": lock,
             },
-            environment={**(environment or {}), "engine": self._engine.name},
+            environment={**(environment or {}), **self._facts(step)},
             host=self._host,
             started=started,
             seconds=seconds,
             measured=dict(measured),
             findings=verdict.findings,
             fault=verdict.fault,
-            repeat=repeat_command(step),
+            repeat=repeat_command(step, self._engine.name),
             made=made,
             read=self._read(step),
             evidence=step.evidence,
@@ -375,12 +413,16 @@ def _digest_of_what_was_made(scratch: Path) -> str | None:
     return None
 
 
-def repeat_command(step: Step) -> str:
+def repeat_command(step: Step, engine: str = "venv") -> str:
     """The one command that executes a step again."""
+    inside = " --engine docker" if engine == "docker" else ""
     if step.stage in {"build", "model"}:
-        return f"nox -s matrix -- --only '{step.subject}'"
+        return f"nox -s matrix --{inside} --only '{step.subject}'"
     subject = f"{step.subject}/*" if step.stage in OF_CHECKPOINT else step.subject
-    return f"nox -s matrix -- --again --only '{subject}'"
+    if subject.startswith("bf16/"):
+        # No cell is the unquantized model's own: it is run again with those that are compared with it.
+        subject = subject.replace("bf16/", "*/", 1)
+    return f"nox -s matrix --{inside} --again --only '{subject}'"
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from qvlfp8.errors import (
     UsageError,
     WorkerError,
 )
+from qvlfp8.hub import downloaded
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock, read_lock
 from qvlfp8.project import Project
@@ -117,6 +118,11 @@ def _model(model: str) -> str:
     return str(folder.resolve())
 
 
+def model_folder(model: str) -> Path:
+    """Where a model's files are: its own folder, or where the hub's cache has them."""
+    return Path(model) if Path(model).is_dir() else downloaded(model)
+
+
 def quantize(
     request: Request, engine: Engine, store: Store, *, time_limit_s: float, progress: Progress
 ) -> Record:
@@ -174,13 +180,16 @@ def _make(
         partial,
         time_limit_s,
         progress,
+        reads=(model_folder(request.model),),
     )
     if verdict.status != "pass":
         raise _as_error(verdict, request.recipe)
     inspected_in = partial / "inspect"
     inspected_in.mkdir()
     params = {"checkpoint": str(partial / "checkpoint"), "recipe": recipe}
-    inspected, verdict = _run_one(engine, None, "inspect", params, inspected_in, time_limit_s, progress)
+    inspected, verdict = _run_one(
+        engine, None, "inspect", params, inspected_in, time_limit_s, progress, reads=(partial / "checkpoint",)
+    )
     inputs = {"model": request.model, "recipe": recipe, "lock": request.lock.digest}
     return Record(
         stage="inspect",
@@ -188,14 +197,15 @@ def _make(
         digest=digest.of_json(inputs),
         status=verdict.status,
         inputs=inputs,
-        environment=made["environment"],
+        environment={**made["environment"], **engine.facts((request.environment, request.lock))},
         host=this_host(),
         started=started,
         seconds=made["seconds"] + inspected["seconds"],
         measured={**inspected["measured"], "quantize": made["measured"]},
         findings=verdict.findings,
         fault=verdict.fault,
-        repeat=f"qvlfp8 quantize {request.recipe.id} --model {request.model} --out {request.out}",
+        repeat=f"qvlfp8 quantize {request.recipe.id} --model {request.model} --out {request.out}"
+        + (" --engine docker" if engine.name == "docker" else ""),
         qvlfp8=__version__,
     )
 
@@ -208,13 +218,15 @@ def _run_one(
     out: Path,
     limit: float,
     progress: Progress,
+    *,
+    reads: tuple[Path, ...],
 ) -> tuple[dict[str, Any], Verdict]:
     label = f"{stage} {where[0].id if where else out.name}"
     progress.task(label, running=True)
     log = out / f"{stage}.log"
     ended: Exit = engine.run(
         where,
-        Batch(worker=stage, jobs=(Job(id=stage, params=params, out=out),), time_limit_s=limit),
+        Batch(worker=stage, jobs=(Job(id=stage, params=params, out=out, reads=reads),), time_limit_s=limit),
         log,
         lambda _event: None,
     )

@@ -16,7 +16,7 @@ import errno
 import fcntl
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +123,10 @@ class Store:
             StoreWriteError: the folder cannot be written.
         """
         with writing(self.tmp):
-            return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.tmp))
+            # Not mkdtemp, which shuts everybody else out: another user may have to read what becomes of it.
+            folder = self.tmp / f"{name}-{uuid.uuid4().hex}"
+            folder.mkdir()
+            return folder
 
     def commit(self, made: Path, record: Record) -> None:
         """Take a finished step in: ``made`` (from :meth:`scratch`) becomes the entry in one rename.

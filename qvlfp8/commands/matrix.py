@@ -10,7 +10,8 @@ from typing import Literal
 from rich.console import Console
 
 from qvlfp8.cells import Cell
-from qvlfp8.engine.venv import VenvEngine
+from qvlfp8.engine import Engine
+from qvlfp8.engine.choose import EngineName, make_engine
 from qvlfp8.errors import QvlError, StoreWriteError, WorkerError
 from qvlfp8.judge import DISK
 from qvlfp8.plan import Plan
@@ -34,6 +35,7 @@ def run_matrix(
     everything: bool,
     again: bool,
     jobs: int | None,
+    engine: EngineName,
     verbose: bool,
 ) -> None:
     """Execute, print, and compare with what is expected.
@@ -48,7 +50,7 @@ def run_matrix(
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
-        plan, _ = execute(project, cells, progress, again=again, jobs=jobs, faults=faults)
+        plan, _ = execute(project, cells, progress, engine=engine, again=again, jobs=jobs, faults=faults)
     views = project.views(plan)
     _publish(project, views)
     print_table(Console(), views)
@@ -67,10 +69,11 @@ def execute(
     cells: Sequence[Cell],
     progress: ConsoleProgress,
     *,
+    engine: EngineName,
     again: bool = False,
     jobs: int | None = None,
     faults: list[QvlError] | None = None,
-) -> tuple[Plan, VenvEngine]:
+) -> tuple[Plan, Engine]:
     """Execute what cells need and is not executed yet; the store is locked by the caller.
 
     Args:
@@ -84,14 +87,11 @@ def execute(
     """
     locks = project.locks(cells)
     plan = project.plan(cells, locks)
-    settings = project.matrix.file.locks
-    engine = VenvEngine(
-        project.store, python=settings.python, torch=settings.torch, announce=progress.announce
-    )
+    running_in = make_engine(engine, project.store, project.matrix.file.locks, announce=progress.announce)
     runner = Runner(
         plan,
         store=project.store,
-        engine=engine,
+        engine=running_in,
         environments=project.environments,
         locks=locks,
         progress=progress,
@@ -102,11 +102,11 @@ def execute(
     runner.run(jobs)
     if faults is not None:
         faults += runner.faults
-        return plan, engine
+        return plan, running_in
     if runner.faults:
         raise runner.faults[0]
     raise_for_errors(project.views(plan))
-    return plan, engine
+    return plan, running_in
 
 
 def _publish(project: Project, views: Sequence[CellView]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from qvlfp8 import single
-from qvlfp8.engine.venv import VenvEngine
-from qvlfp8.errors import QvlError
+from qvlfp8.engine.choose import EngineName, make_engine
+from qvlfp8.errors import QvlError, UsageError
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
 
@@ -27,6 +27,7 @@ def run_quantize(
     environment: str | None,
     *,
     time_limit: float,
+    engine: EngineName,
     verbose: bool,
 ) -> None:
     """Quantize the user's model.
@@ -37,23 +38,23 @@ def run_quantize(
     console = Console(stderr=True)
     project = Project.open(matrix, store)
     request = single.prepare(project, recipe, model, out, environment)
+    if engine == "docker" and not single.model_folder(request.model).is_dir():
+        raise UsageError(
+            f"{request.model}: not in the hub's cache, and a container has no network to fetch it",
+            mend=f"`hf download {request.model}` first, or name a folder (--model)",
+        )
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
-        settings = project.matrix.file.locks
-        engine = VenvEngine(
-            project.store,
-            python=settings.python,
-            torch=settings.torch,
-            announce=progress.announce,
-            offline=False,
+        running_in = make_engine(
+            engine, project.store, project.matrix.file.locks, announce=progress.announce, offline=False
         )
         try:
             record = single.quantize(
-                request, engine, project.store, time_limit_s=time_limit, progress=progress
+                request, running_in, project.store, time_limit_s=time_limit, progress=progress
             )
         except BaseException:
-            engine.stop()
+            running_in.stop()
             raise
     if record.status != "pass":
         raise InspectionError(

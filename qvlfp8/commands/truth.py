@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from qvlfp8.commands.matrix import execute
-from qvlfp8.engine import Batch, Job
-from qvlfp8.engine.venv import VenvEngine
+from qvlfp8.engine import Batch, Engine, Job
+from qvlfp8.engine.choose import EngineName
 from qvlfp8.errors import QvlError, UsageError
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
@@ -28,7 +28,13 @@ class MissedError(QvlError):
 
 
 def run_truth(
-    matrix: Path, store: Path | None, *, environment: str | None, per_task: int, verbose: bool
+    matrix: Path,
+    store: Path | None,
+    *,
+    environment: str | None,
+    per_task: int,
+    engine: EngineName,
+    verbose: bool,
 ) -> None:
     """Make the good checkpoints, break them one way at a time, run all, and print who caught what.
 
@@ -51,13 +57,13 @@ def run_truth(
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(Console(stderr=True), verbose=verbose))
-        plan, engine = execute(project, cells, progress)
+        plan, running_in = execute(project, cells, progress, engine=engine)
         asked = asking(project, plan, cells, project.locks(cells), per_task=per_task)
         if asked is None:
             raise QvlError("the good checkpoints could not be made", mend="see `qvlfp8 table`")
         work = project.store.root / "truth"
         with writing(work):
-            _run(asked, engine, work, progress)
+            _run(asked, running_in, work, progress)
     verdicts = asked.judge(_results(work, asked.runs))
     line, held = session.summary(verdicts)
     print(session.table(verdicts))
@@ -66,7 +72,7 @@ def run_truth(
         raise MissedError(f"the oracle did not hold: {line}", mend=f"results and logs are in {work}")
 
 
-def _run(asked: Asking, engine: VenvEngine, work: Path, progress: ConsoleProgress) -> None:
+def _run(asked: Asking, engine: Engine, work: Path, progress: ConsoleProgress) -> None:
     """Do the runs that have no result yet, in one batch."""
     names = {run.digest: run.subject.id for run in asked.runs}
     jobs = []
@@ -77,7 +83,8 @@ def _run(asked: Asking, engine: VenvEngine, work: Path, progress: ConsoleProgres
         out.mkdir(parents=True, exist_ok=True)
         baseline = str(work / asked.baseline) if run.digest != asked.baseline else None
         job = run.job(str(asked.folders[run.subject.base]), baseline, str(out))
-        jobs.append(Job(id=job["id"], params=job["params"], out=out))
+        reads = [asked.folders[run.subject.base], *([Path(baseline)] if baseline else [])]
+        jobs.append(Job(id=job["id"], params=job["params"], out=out, reads=tuple(reads)))
     if not jobs:
         return
     done = 0

@@ -13,11 +13,15 @@ from qvlfp8.locks import Lock
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job of a batch: an id, the worker's parameters (paths included), and an empty output folder."""
+    """One job of a batch: an id, the worker's parameters (paths included), and an empty output folder.
+
+    ``reads`` are the input folders that the parameters name: all that an engine with walls lets in.
+    """
 
     id: str
     params: dict[str, Any]
     out: Path
+    reads: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +36,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:
-    """How a process ended. ``code`` is negative for a signal, as in :mod:`subprocess`."""
+    """How a process ended. ``code`` is negative for a signal, as in :mod:`subprocess`.
+
+    ``out_of_memory``: it was killed for using more memory than it may; only a container can tell.
+    """
 
     code: int
     timed_out: bool = False
+    out_of_memory: bool = False
 
 
 Announce = Callable[[str], None]
@@ -57,6 +65,10 @@ class Engine(Protocol):
 
     def built(self, environment: Environment, lock: Lock) -> bool:
         """Whether the environment is there, whole."""
+        ...
+
+    def facts(self, environment: tuple[Environment, Lock] | None) -> dict[str, str]:
+        """What a record says of where its step ran: the engine's name, and the image if there is one."""
         ...
 
     def run(

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from qvlfp8.engine.process import Processes
@@ -97,6 +98,39 @@ def uv_environment(environment: Mapping[str, str], **extra: str) -> dict[str, st
     return {"UV_SYSTEM_CERTS": "true", **kept, **translated, **extra}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Install:
+    """One call of uv that installs a part of a lock."""
+
+    arguments: tuple[str, ...]
+    requirements: str
+    variables: dict[str, str]
+    built: bool = False
+    """Built from source with what is installed already; where wheels come from does not matter to it."""
+
+    def command(self, requirements: str, *, python: str, places: tuple[str, ...]) -> tuple[str, ...]:
+        """uv's arguments: ``requirements`` is the file with them, ``python`` the environment's."""
+        named = ("--requirements", requirements) if self.built else (*places, requirements)
+        return (*self.arguments, "--python", python, *named)
+
+
+def installs(lock: Lock) -> tuple[Install, ...]:
+    """The calls that install a lock, in order: its wheels, then what must be built with them."""
+    text = lock.path.read_text(encoding="utf-8")
+    wheels, source = (text, "") if lock.released else split_lock(text)
+    quietly = ("--quiet", "--require-hashes")
+    plain = Install(arguments=("pip", "sync", *quietly), requirements=wheels, variables={})
+    if not source:
+        return (plain,)
+    built = Install(
+        arguments=("pip", "install", *quietly, "--no-deps", *_SOURCE_FLAGS),
+        requirements=source,
+        variables=_built_as(lock.versions()[BUILT_FROM_SOURCE]),
+        built=True,
+    )
+    return plain, built
+
+
 class Uv:
     """The few uv commands that the project uses; each is shown before it runs."""
 
@@ -132,7 +166,7 @@ class Uv:
                 *flags,
                 "--overrides", str(scratch / "override"), "--excludes", str(scratch / "exclude"),
                 "--output-file", str(made), str(scratch / "requires"),
-                log=scratch / "log.txt", vllm=_vllm_version(asked.requires),
+                log=scratch / "log.txt", extra=_built_as(_vllm_version(asked.requires)),
             )  # fmt: skip
         except PackageMissingError as error:
             raise LockError(f"{asked.environment} does not resolve: {error.problem}") from None
@@ -157,21 +191,14 @@ class Uv:
             StoreWriteError: the disk refuses.
             BuildError: anything else that uv says.
         """
-        text = lock.path.read_text(encoding="utf-8")
-        wheels, source = (text, "") if lock.released else split_lock(text)
         places = () if lock.released else (*self._torch, *self._links)
         folder.mkdir(parents=True, exist_ok=True)
-        target = ("--python", str(folder / "bin" / "python"), "--quiet", "--require-hashes")
-        plain = folder / "lock.txt"
-        plain.write_text(wheels, encoding="utf-8")
-        self._run("pip", "sync", *target, *places, str(plain), log=log)
-        if source:
-            built = folder / "lock-source.txt"
-            built.write_text(source, encoding="utf-8")
-            self._run(
-                "pip", "install", *target, "--no-deps", *_SOURCE_FLAGS, "--requirements", str(built),
-                log=log, vllm=lock.versions()[BUILT_FROM_SOURCE],
-            )  # fmt: skip
+        python = str(folder / "bin" / "python")
+        for number, step in enumerate(installs(lock)):
+            requirements = folder / f"lock-{number}.txt"
+            requirements.write_text(step.requirements, encoding="utf-8")
+            command = step.command(str(requirements), python=python, places=places)
+            self._run(*command, log=log, extra=step.variables)
 
     def unpack(self, requirements: Path, folder: Path, *, python: str, platform: str, log: Path) -> None:
         """Unpack hash-locked wheels, as they are released for another Python and platform, into a folder.
@@ -185,11 +212,8 @@ class Uv:
             "--requirements", str(requirements), log=log,
         )  # fmt: skip
 
-    def _run(self, *arguments: str, log: Path, vllm: str | None = None) -> None:
-        extra = {}
-        if vllm is not None:
-            extra = {"VLLM_TARGET_DEVICE": "empty", "SETUPTOOLS_SCM_PRETEND_VERSION": vllm}
-        environment = uv_environment(os.environ, **extra)
+    def _run(self, *arguments: str, log: Path, extra: Mapping[str, str] | None = None) -> None:
+        environment = uv_environment(os.environ, **(extra or {}))
         start = log.stat().st_size if log.exists() else 0
         ended = self._processes.run([self._uv, *arguments], environment=environment, log=log)
         if ended.code != 0:
@@ -225,6 +249,10 @@ def split_lock(text: str) -> tuple[str, str]:
     entries = re.split(r"(?m)^(?=[a-z0-9])", text)
     source = [entry for entry in entries if entry.startswith(f"{BUILT_FROM_SOURCE}==")]
     return "".join(entry for entry in entries if entry not in source), "".join(source)
+
+
+def _built_as(vllm: str | None) -> dict[str, str]:
+    return {} if vllm is None else {"VLLM_TARGET_DEVICE": "empty", "SETUPTOOLS_SCM_PRETEND_VERSION": vllm}
 
 
 def _vllm_version(requires: tuple[str, ...]) -> str | None:

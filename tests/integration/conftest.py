@@ -10,12 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from docker import DockerClient
 
+from qvlfp8.errors import QvlError
+from qvlfp8.images.daemon import connect
 from qvlfp8.project import Project
 from qvlfp8.store import Store
 
@@ -54,6 +57,19 @@ class Sandbox:
         process = self.start(*arguments, **environment)
         out, errors = process.communicate(timeout=900)
         return process.returncode, out, errors
+
+
+@pytest.fixture(scope="session")
+def docker_client() -> Iterator[DockerClient]:
+    """The Docker daemon; without one the test is skipped, or fails where there has to be one."""
+    try:
+        client = connect()
+    except QvlError as error:
+        if os.environ.get("QVLFP8_TESTS_NEED_DOCKER"):
+            raise
+        pytest.skip(f"container tests need a Docker daemon: {error.problem}")
+    yield client
+    client.close()
 
 
 @pytest.fixture

@@ -77,6 +77,11 @@ class Vllm:
         if batch.worker != "generate":
             return passes(job, batch)
         self.params.append(job.params)
+        for name in ("checkpoint", "baseline"):
+            if name in job.params:
+                # By the time that its turn comes; the baseline is made in the same batch.
+                assert any(Path(job.params[name]).is_relative_to(folder) for folder in job.reads)
+                assert Path(job.params[name]).is_dir()
         (job.out / "generation").mkdir()
         (job.out / "generation" / "logprobs.npy").write_bytes(b"0")
         return {

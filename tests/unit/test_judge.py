@@ -25,6 +25,7 @@ def raised(kind: str, message: str = "text") -> dict[str, Any]:
         (Exit(code=3), "crash"),
         (Exit(code=-9), "signal"),
         (Exit(code=-9, timed_out=True), "timeout"),
+        (Exit(code=-9, out_of_memory=True), "out-of-memory"),
     ],
 )
 def test_without_a_result_a_stage_is_an_error(stage: RecordedStage, ended: Exit, kind: str) -> None:

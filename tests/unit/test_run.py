@@ -15,7 +15,7 @@ import pytest
 from qvlfp8.cells import Cell
 from qvlfp8.engine import Batch, Exit, Job
 from qvlfp8.environments import Environment
-from qvlfp8.errors import IndexUnreachableError, QvlError, StoreWriteError
+from qvlfp8.errors import GpuRuntimeError, IndexUnreachableError, QvlError, StoreWriteError
 from qvlfp8.locks import Lock
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
@@ -76,6 +76,9 @@ class FakeEngine:
             raise self.build_faults[environment.id]
         self.environments.add(environment.id)
         return {"packages": 1}
+
+    def facts(self, environment: tuple[Environment, Lock] | None) -> dict[str, str]:
+        return {"engine": self.name}
 
     def run(
         self,
@@ -190,7 +193,34 @@ def test_a_failed_build_blocks_its_own_cells_only_and_is_tried_again(bench: Benc
     assert bench.statuses("preflight") == {"pass"}
 
 
-def test_a_worker_that_dies_is_an_error_and_only_its_unfinished_jobs_are_tried_again(
+def test_an_engine_that_cannot_start_a_batch_does_not_stop_the_rest(bench: Bench) -> None:
+    class WithoutGpu(FakeEngine):
+        def run(self, environment: Any, batch: Batch, log: Path, on_event: Any) -> Exit:
+            if batch.worker == "preflight":
+                raise GpuRuntimeError("no runtime", mend="install it")
+            return super().run(environment, batch, log, on_event)
+
+    seen, runner = bench.run(WithoutGpu())
+    assert {type(fault) for fault in runner.faults} == {GpuRuntimeError}
+    assert {status for stage, _, status in seen.steps if stage != "preflight"} == {"pass"}
+    assert bench.statuses("preflight") == {"error"}
+    bench.run(FakeEngine())
+    assert bench.statuses("preflight") == {"pass"}
+
+
+def test_a_job_names_every_folder_that_it_reads(bench: Bench) -> None:
+    def looks(job: Job, batch: Batch) -> dict[str, Any] | None:
+        for name in ("model", "checkpoint"):
+            if name in job.params:
+                assert job.reads == (Path(job.params[name]),)
+                assert job.reads[0].is_dir()
+        return passes(job, batch)
+
+    seen, _ = bench.run(FakeEngine(looks))
+    assert {stage for stage, _, _ in seen.steps} >= {"quantize", "inspect", "preflight"}
+
+
+def test_a_record_names_what_is_an_error_and_only_its_unfinished_jobs_are_tried_again(
     bench: Bench,
 ) -> None:
     def dies_on_second(job: Job, batch: Batch) -> dict[str, Any] | None:

@@ -1,0 +1,110 @@
+"""What every engine does with a batch: the worker's spec, command and variables, its events, its limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qvlfp8.engine import Batch, Exit
+from qvlfp8.engine.process import Processes
+from qvlfp8.source import PACKAGE
+from qvlfp8.store import writing
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+_START_LIMIT_S = 300.0
+"""For a worker's imports, which take 25 to 50 s cold on two cores (vLLM)."""
+
+_KEPT = (
+    "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE",
+    "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
+)  # fmt: skip
+"""What a worker on this machine gets of the caller's environment; all else (PYTHONPATH above all) stays
+outside."""
+
+
+def write_spec(batch: Batch, log: Path) -> Path:
+    """Write what the worker reads, beside the batch's log.
+
+    Raises:
+        StoreWriteError: the disk refuses.
+    """
+    spec = log.with_suffix(".spec.json")
+    jobs = [{"id": job.id, "out": str(job.out), "params": job.params} for job in batch.jobs]
+    content = {"worker": batch.worker, "time_limit_s": batch.time_limit_s, "jobs": jobs}
+    with writing(spec):
+        spec.write_text(json.dumps(content), encoding="utf-8")
+    return spec
+
+
+def command(python: str, spec: Path, package: Path = PACKAGE) -> list[str]:
+    """The command that starts the worker; ``-P`` keeps the package's neighbours out of ``sys.path``."""
+    return [python, "-P", str(package / "worker" / "__main__.py"), str(spec)]
+
+
+def time_limit_s(batch: Batch) -> float:
+    """For the whole process: its start, and every job's own limit."""
+    return _START_LIMIT_S + batch.time_limit_s * len(batch.jobs)
+
+
+def variables(batch: Batch, *, offline: bool) -> dict[str, str]:
+    """The environment variables that every worker gets, wherever it runs."""
+    own = {
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if batch.threads is not None:
+        # The order of floating-point sums depends on the number of threads.
+        own["OMP_NUM_THREADS"] = own["MKL_NUM_THREADS"] = str(batch.threads)
+    if offline:
+        own["HF_HUB_OFFLINE"] = "1"
+    return own
+
+
+def kept_variables() -> dict[str, str]:
+    """What a worker on this machine keeps of the caller's environment."""
+    return {key: os.environ[key] for key in _KEPT if key in os.environ}
+
+
+def reader(on_event: OnEvent) -> Callable[[str], None]:
+    """Takes the lines that a worker prints, and passes its events on."""
+
+    def on_line(line: str) -> None:
+        if line.startswith("{"):
+            on_event(json.loads(line))
+
+    return on_line
+
+
+def run_here(
+    processes: Processes,
+    batch: Batch,
+    log: Path,
+    on_event: OnEvent,
+    *,
+    environment: Mapping[str, str],
+    python: str = sys.executable,
+) -> Exit:
+    """Run a batch as a process of this machine.
+
+    Raises:
+        Stopped: the engine was told to stop.
+        StoreWriteError: the disk refuses.
+    """
+    return processes.run(
+        command(python, write_spec(batch, log)),
+        environment=environment,
+        log=log,
+        on_line=reader(on_event),
+        time_limit_s=time_limit_s(batch),
+    )

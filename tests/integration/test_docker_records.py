@@ -1,0 +1,132 @@
+"""The same steps in engine `venv` and in engine `docker`: the same verdicts, values and checkpoints.
+
+Slow: real ModelOpt and real vLLM code are imported twice each, and images are built where they are not.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker import DockerClient
+
+from qvlfp8 import checkpoint, reference
+from qvlfp8.engine.docker_leftovers import KIND, STEP
+from qvlfp8.errors import EXIT_INTERRUPTED
+from qvlfp8.project import Project
+from qvlfp8.results import Record
+from tests.integration.conftest import Sandbox
+
+CELL = "lm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.26.0"
+
+Says = Callable[[tuple[int, str, str], int, Sequence[str]], None]
+
+pytestmark = pytest.mark.usefixtures("docker_client")
+
+
+def records(root: Path, store: Path) -> dict[str, Record]:
+    """The cell's records by stage."""
+    project = Project.open(root / "matrix.yaml", store)
+    cells = project.cells(only=(CELL,))
+    plan = project.plan(cells, project.locks(cells))
+    found: dict[str, Record] = {}
+    for step in plan.of_cell(cells[0]):
+        record = project.store.record(step.stage, step.digest)
+        if record is not None and step.stage not in {"build", "generate"}:
+            found[step.stage] = record
+    return found
+
+
+def without_times(measured: Any) -> Any:
+    """What was measured, less what took how long."""
+    if isinstance(measured, dict):
+        return {key: without_times(value) for key, value in measured.items() if "seconds" not in key}
+    return measured
+
+
+def test_both_engines_make_the_same_records(sandbox: Sandbox, says: Says) -> None:
+    docker = sandbox.root / "docker"
+    says(sandbox.run("matrix", "--only", CELL), 0, ())
+    says(sandbox.run("matrix", "--only", CELL, "--engine", "docker", "--store", str(docker)), 0, ())
+
+    theirs = records(sandbox.root, docker)
+    assert {"model", "quantize", "inspect", "preflight"} == set(theirs)
+    for stage, ours in records(sandbox.root, sandbox.store.root).items():
+        for field in ("status", "findings", "fault", "made", "read", "inputs", "digest"):
+            assert getattr(theirs[stage], field) == getattr(ours, field), (stage, field)
+        assert without_times(theirs[stage].measured) == without_times(ours.measured)
+        assert (ours.environment["engine"], theirs[stage].environment["engine"]) == ("venv", "docker")
+    for stage in ("quantize", "preflight"):
+        assert theirs[stage].environment["image"].startswith("sha256:")
+        assert len(theirs[stage].environment["manifest"]) == 64
+        assert "--engine docker" in theirs[stage].repeat
+
+    # What one engine has done, the other need not do.
+    ended = sandbox.run("matrix", "--only", CELL, "--engine", "docker")
+    says(ended, 0, ())
+    assert "steps to do" not in ended[2]
+    assert records(sandbox.root, sandbox.store.root)["quantize"].environment["engine"] == "venv"
+
+
+def test_quantizing_ones_own_model_gives_the_same_checkpoint(sandbox: Sandbox, says: Says) -> None:
+    model = sandbox.root / "model"
+    reference.write_trained(model, tied=True)
+    made = {}
+    for engine in ("venv", "docker"):
+        out = sandbox.root / engine
+        command = ("quantize", "lm-fp8", "--model", str(model), "--out", str(out), "--engine", engine)
+        says(sandbox.run(*command), 0, ())
+        record = Record.model_validate_json((out / "qvlfp8-record.json").read_text())
+        assert (record.status, record.environment["engine"]) == ("pass", engine)
+        (out / "qvlfp8-record.json").unlink()
+        made[engine] = checkpoint.folder_digest(out)
+    assert made["venv"] == made["docker"]
+
+
+def test_a_model_of_the_hubs_cache(sandbox: Sandbox, says: Says) -> None:
+    """A snapshot is links into the cache, which the container sees and cannot write."""
+    hub = sandbox.root / "hub" / "models--some--model"
+    blobs, snapshot = hub / "blobs", hub / "snapshots" / "0a"
+    reference.write_trained(blobs, tied=True)
+    snapshot.mkdir(parents=True)
+    for number, blob in enumerate(sorted(blobs.iterdir())):
+        (snapshot / blob.name).symlink_to(f"../../blobs/{number}")
+        blob.rename(blobs / str(number))
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("0a")
+    out = sandbox.root / "made"
+    ended = sandbox.run(
+        "quantize", "lm-fp8", "--model", "some/model", "--out", str(out), "--engine", "docker",
+        HF_HUB_CACHE=str(sandbox.root / "hub"),
+    )  # fmt: skip
+    says(ended, 0, ())
+    assert (out / "model.safetensors").exists()
+
+
+def test_an_interrupt_leaves_no_container_and_no_output(
+    sandbox: Sandbox, docker_client: DockerClient
+) -> None:
+    model = sandbox.root / "model"
+    reference.write_trained(model, tied=True)
+    out = sandbox.root / "made"
+
+    def running() -> set[str | None]:
+        found = docker_client.containers.list(filters={"label": f"{KIND}={STEP}"}, sparse=True)
+        return {container.id for container in found}
+
+    before = running()
+    process = sandbox.start(
+        "quantize", "lm-fp8", "--model", str(model), "--out", str(out), "--engine", "docker"
+    )
+    while running() <= before:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED, errors
+    assert running() <= before
+    assert not [path for path in sandbox.root.iterdir() if path.name.startswith(("made", ".qvlfp8-"))]
