@@ -105,6 +105,17 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
+def nightly(session: nox.Session) -> None:
+    """What takes long: every cell, the oracle, and images built twice without cache and compared."""
+    install(session, "test")
+    run(session, "qvlfp8", "matrix", "--all")
+    run(session, "pytest", "-q", "tests/compat", "--all")
+    run(session, "qvlfp8", "truth")
+    run(session, "qvlfp8", "base")
+    run(session, "python", "bench/images.py", "--twice")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Formatting, lint and types."""
     install(session, "dev")

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from docker import DockerClient
 
+from qvlfp8.commands.images import make_base
 from qvlfp8.errors import QvlError
+from qvlfp8.images import base as bases
 from qvlfp8.images.daemon import connect
 from qvlfp8.project import Project
 from qvlfp8.store import Store
@@ -70,6 +72,14 @@ def docker_client() -> Iterator[DockerClient]:
         pytest.skip(f"container tests need a Docker daemon: {error.problem}")
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def docker_with_base(docker_client: DockerClient) -> DockerClient:
+    """The daemon, with a base to build images on: it is made if there is none."""
+    if not docker_client.images.list(name=bases.LOCAL):
+        make_base(ROOT / "matrix.yaml", None, refresh=False)
+    return docker_client
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ CELL = "lm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.26.0"
 
 Says = Callable[[tuple[int, str, str], int, Sequence[str]], None]
 
-pytestmark = pytest.mark.usefixtures("docker_client")
+pytestmark = pytest.mark.usefixtures("docker_with_base")
 
 
 def records(root: Path, store: Path) -> dict[str, Record]:

@@ -21,7 +21,6 @@ from docker import DockerClient
 
 from qvlfp8 import digest, images
 from qvlfp8.cli import main
-from qvlfp8.commands.images import make_base
 from qvlfp8.environments import QuantizeEnvironment
 from qvlfp8.errors import BuildError, ImageError
 from qvlfp8.images import base as bases
@@ -69,11 +68,9 @@ def layers_of(client: DockerClient, image: Image) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def client(docker_client: DockerClient) -> DockerClient:
+def client(docker_with_base: DockerClient) -> DockerClient:
     """The daemon, with a base in it."""
-    if not docker_client.images.list(name=bases.LOCAL):
-        make_base(ROOT / "matrix.yaml", None, refresh=False)
-    return docker_client
+    return docker_with_base
 
 
 @pytest.fixture(scope="module")
