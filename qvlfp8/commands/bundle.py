@@ -76,10 +76,10 @@ def make_bundle(
             brought = environments if packages else []
             trees = [_tree(project, e, file.rule(e.id), host, uv, scratch / e.id) for e in brought]
             if jobs:
-                work = _generation(project, names, only, everything=everything, limit_s=time_limit)
+                parts = [_generation(project, names, only, everything=everything, limit_s=time_limit)]
                 if truth:
-                    work = [*work, *(_truth(project, e, limit_s=time_limit) for e in environments)]
-                trees.append(_work(work, scratch))
+                    parts += [_truth(project, e, limit_s=time_limit) for e in environments]
+                trees.append(_work(parts, scratch))
             for piece in bundle.write_bundle(out, trees, split=limit):
                 size = sum(path.stat().st_size for path in piece.rglob("*") if path.is_file())
                 print(f"{piece}  {size / 1e6:.1f} MB")
@@ -156,7 +156,7 @@ def _truth(project: Project, environment: ServeEnvironment, *, limit_s: float) -
 
 def _generation(
     project: Project, names: Sequence[str], only: Sequence[str], *, everything: bool, limit_s: float
-) -> list[Work]:
+) -> Work:
     cells = [cell for cell in project.cells(only=only, everything=everything) if cell.serve.id in names]
     plan = project.plan(cells, project.locks(cells))
     steps = [step for cell in cells if (step := _run_of(project, plan, cell)) is not None]
@@ -165,7 +165,7 @@ def _generation(
         name = "model" if step.stage == "model" else "checkpoint"
         return project.store.entry(step.stage, step.digest) / name
 
-    return [bundle.generate_batches(plan, steps, folder_of, limit_s)]
+    return bundle.generate_batches(plan, steps, folder_of, limit_s)
 
 
 def _run_of(project: Project, plan: Plan, cell: Cell) -> Step | None:

@@ -17,7 +17,7 @@ from qvlfp8.locks import Lock
 from qvlfp8.plan import LockKey, Plan, Step
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import write_pages
-from qvlfp8.results import Record
+from qvlfp8.results import Fault, Record
 from qvlfp8.run import TIME_LIMIT_S, repeat_command
 from qvlfp8.truth import TRUTH_PER_TASK, session
 from qvlfp8.truth.asking import WORKER, Asking, asking, find_cells
@@ -89,16 +89,18 @@ def _expected_of_truth(asked: Asking) -> dict[str, Expected]:
 
 
 def _truth_record(asked: Asking, results: Mapping[str, Imported]) -> Record:
-    """One record of all truth runs in an environment; what was not run is an error in it."""
+    """One record of all truth runs in an environment; an error if one of them was not done."""
     ran = [results[run.digest] for run in asked.runs if run.digest in results]
     first = min(ran, key=lambda result: result.started)
     verdicts = asked.judge({result.digest: result.result for result in ran})
     line, held = session.summary(verdicts)
+    undone = [f"{verdict.subject.id}: {verdict.error}" for verdict in verdicts if verdict.error]
     return Record(
         stage="truth",
         subject=f"truth/{asked.environment.id}",
         digest=digest.of_json([run.digest for run in asked.runs]),
-        status="pass" if held else "fail",
+        status="error" if undone else "pass" if held else "fail",
+        fault=Fault(kind="incomplete", message="; ".join(undone)) if undone else None,
         inputs={"worker": source.of_worker(WORKER), "lock": asked.lock.digest, "checkpoints": asked.made},
         environment={**first.result.get("environment", {}), **first.facts, "engine": "bundle"},
         host=first.host,

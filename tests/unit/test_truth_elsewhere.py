@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qvlfp8 import bundle, locks, source
-from qvlfp8.commands.results import import_results, write_report
+from qvlfp8.commands.results import RejectedError, import_results, write_report
 from qvlfp8.errors import UsageError
 from qvlfp8.project import Project
 from qvlfp8.results import Record
@@ -108,12 +108,16 @@ def test_what_came_back_is_one_record_and_a_section_of_the_page(project: Project
     assert "| scales-unset: tower blind" in page
 
 
-def test_what_did_not_come_back_was_not_caught(project: Project, tmp_path: Path) -> None:
-    bring_back(asked_of(project), tmp_path / "out", without="nan-scale")
+def test_half_of_a_session_is_no_evidence_and_replaces_none(project: Project, tmp_path: Path) -> None:
+    asked = asked_of(project)
+    bring_back(asked, tmp_path / "out")
     import_results(project.matrix.path, None, tmp_path / "out")
-    record = record_of(project)
-    assert record.status == "fail"
-    assert [v["subject"] for v in record.measured["verdicts"] if v["mark"] == "ERROR"] == ["nan-scale"]
+    whole = record_of(project)
+    bring_back(asked, tmp_path / "half", without="nan-scale")
+    with pytest.raises(RejectedError, match="1 of"):
+        import_results(project.matrix.path, None, tmp_path / "half")
+    assert record_of(project) == whole
+    assert whole.status == "pass"
 
 
 def test_a_bundle_brings_the_good_checkpoints_once_and_a_job_for_every_fault(project: Project) -> None:
