@@ -18,10 +18,24 @@ from qvlfp8.results import Record
 
 
 class Evidence:
-    """The records below a folder, which need not be there."""
+    """The records below a folder, which need not be there.
 
-    def __init__(self, root: Path) -> None:
+    A checkpoint's run is held against the unquantized model's on the same machine: where a vLLM was run on
+    several accelerators, the one with the most records speaks for it, or the one that is named.
+    """
+
+    def __init__(self, root: Path, accelerator: str | None = None) -> None:
         self.root = root
+        self._accelerator = accelerator
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """The folders of accelerators that there are records of."""
+        return tuple(sorted({path.parts[-3] for path in self._paths()}))
+
+    def at(self, accelerator: str) -> Evidence:
+        """The records of one accelerator alone."""
+        return Evidence(self.root, accelerator)
 
     def record(self, step: Step) -> Record | None:
         """The record that stands for a step which was executed elsewhere.
@@ -49,6 +63,16 @@ class Evidence:
     def _paths(self) -> list[Path]:
         return sorted(self.root.glob("*/*/*.json"))
 
+    def _speaking(self) -> Iterator[Path]:
+        """The records that are found by key: of each vLLM (and variant) those of one accelerator."""
+        runs: dict[str, dict[str, list[Path]]] = {}
+        for path in self._paths():
+            accelerator, serve, _ = path.parts[-3:]
+            if self._accelerator in {None, accelerator}:
+                runs.setdefault(serve, {}).setdefault(accelerator, []).append(path)
+        for folders in runs.values():
+            yield from max(folders.values(), key=len)
+
     def _read(self, path: Path) -> Record:
         try:
             return Record.model_validate_json(path.read_bytes())
@@ -69,7 +93,7 @@ class Evidence:
     def _by_key(self) -> dict[str, Path]:
         """Records are not read whole: most questions are about few of them."""
         found = {}
-        for path in self._paths():
+        for path in self._speaking():
             key = _KEY.search(path.read_bytes())
             if key:
                 found[key[1].decode()] = path

@@ -10,8 +10,9 @@ from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report import proof
 from qvlfp8.report.render import to_markdown
-from qvlfp8.report.table import CellView
+from qvlfp8.report.table import CellView, view_cells
 from qvlfp8.results import Record
+from qvlfp8.survey import survey
 
 SHOWN = 3
 """Questions shown for each cell, each with two pictures."""
@@ -37,6 +38,7 @@ def write_pages(project: Project) -> Path:
         parts += [f"## {view.cell.id}", "", *facts, ""]
         if rows:
             parts += [proof.as_markdown(rows, prompts, "pictures"), ""]
+    parts += _elsewhere(project, plan, views)
     parts += _truth([record for _, record in project.evidence.records() if record.stage == "truth"])
     page = root / "README.md"
     page.write_text("\n".join(parts), encoding="utf-8")
@@ -81,9 +83,42 @@ The good ones must pass. A fault is harmless if it leaves the checkpoint as near
 neither way."""
 
 
+def _elsewhere(project: Project, plan: Plan, views: Sequence[CellView]) -> list[str]:
+    """Runs of the same cells on other accelerators than those shown, and where their marks differ."""
+    shown = {view.cell.id: view for view in views}
+    rows = []
+    for name in project.evidence.accelerators:
+        seen = survey(plan, project.evidence.at(name).record)
+        others = [view for view in view_cells(plan, seen, project.matrix.bounds) if _was_run(view)]
+        others = [view for view in others if _accelerator(view) != _accelerator(shown[view.cell.id])]
+        for server in dict.fromkeys(view.cell.server for view in others):
+            runs = [view for view in others if view.cell.server == server]
+            differ = [view.cell.id for view in runs if _marks(view) != _marks(shown[view.cell.id])]
+            rows.append(
+                f"| {_accelerator(runs[0])} | {server} | {len(runs)} | {', '.join(differ) or 'none'} |"
+            )
+    head = ["# On another GPU", "", _ELSEWHERE, "", "| GPU | vLLM | cells | marks that differ |", "|---|---|---|---|"]
+    return [*head, *rows, ""] if rows else []
+
+
+_ELSEWHERE = """\
+The marks above are those of one GPU for each vLLM. These cells were run on another one as well, each held
+against the unquantized model there. A mark is the status and the findings of load, text, image and fidelity."""
+
+
+def _marks(view: CellView) -> list[tuple[str, str, tuple[str, ...]]]:
+    """What a run says of a cell; how fast it was is the machine's."""
+    judged = (stage for stage in view.stages if stage.stage in GENERATED and stage.stage != "speed")
+    return [(stage.stage, stage.status, stage.findings) for stage in judged]
+
+
 def _was_run(view: CellView) -> bool:
+    return _accelerator(view) is not None
+
+
+def _accelerator(view: CellView) -> str | None:
     load = view.stage("load")
-    return load is not None and load.where is not None and load.where.accelerator is not None
+    return load.where.accelerator if load and load.where else None
 
 
 def _section(project: Project, plan: Plan, view: CellView) -> tuple[Sequence[proof.Shown], list[str]]:

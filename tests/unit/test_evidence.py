@@ -79,3 +79,30 @@ def test_what_is_no_record_is_named(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(FileFormatError, match=r"modelopt-0\.47\.0~seeing\.json: not a record"):
         Evidence(tmp_path).record(step())
+
+
+def test_each_vllm_is_spoken_for_by_one_accelerator(tmp_path: Path) -> None:
+    """A checkpoint's run on one machine must not meet the unquantized model's of another."""
+
+    def add(accelerator: str, name: str, key: str) -> None:
+        subject = f"{name}/modelopt-0.47.0/seeing/vllm-0.26.0"
+        host = record().host.model_copy(update={"accelerator": accelerator})
+        Evidence(tmp_path).add(record(key, subject).model_copy(update={"host": host}))
+
+    for accelerator in ("NVIDIA H100", "NVIDIA H200"):
+        add(accelerator, "bf16", "a" * 64)
+    add("NVIDIA H200", "lm-fp8", "b" * 64)
+    for name, key in (("lm-fp8", "c"), ("vlm-fp8", "d")):
+        add("NVIDIA H100", name, key * 64)
+    found = Evidence(tmp_path)
+    assert found.accelerators == ("nvidia-h100", "nvidia-h200")
+
+    def accelerator_of(evidence: Evidence, name: str, key: str) -> str | None:
+        subject = f"{name}/modelopt-0.47.0/seeing/vllm-0.26.0"
+        answer = evidence.record(step(key * 64, subject=subject))
+        return answer and answer.host.accelerator
+
+    assert accelerator_of(found, "bf16", "a") == "NVIDIA H100"
+    assert accelerator_of(found, "lm-fp8", "b") is None
+    assert accelerator_of(found.at("nvidia-h200"), "bf16", "a") == "NVIDIA H200"
+    assert accelerator_of(found.at("nvidia-h200"), "lm-fp8", "b") == "NVIDIA H200"
