@@ -15,11 +15,11 @@ from qvlfp8.environments import QuantizeEnvironment, ServeEnvironment
 from qvlfp8.recipe import Recipe, Sentence
 from qvlfp8.yamlfile import Strict
 
-Stage = Literal["quantize", "inspect", "preflight", "load", "text", "image", "fidelity", "speed"]
+Stage = Literal["resolve", "quantize", "inspect", "preflight", "load", "text", "image", "fidelity", "speed"]
 STAGES: tuple[Stage, ...] = (
-    "quantize", "inspect", "preflight", "load", "text", "image", "fidelity", "speed",
+    "resolve", "quantize", "inspect", "preflight", "load", "text", "image", "fidelity", "speed",
 )  # fmt: skip
-"""In order; what comes before them builds environments."""
+"""In order; between resolving and quantizing, environments are built."""
 
 OF_CHECKPOINT: tuple[Stage, ...] = ("quantize", "inspect")
 """The stages that are the checkpoint's alone, whatever serves it."""
@@ -28,15 +28,16 @@ GENERATED: tuple[Stage, ...] = ("load", "text", "image", "fidelity", "speed")
 """The stages that one run of vLLM answers."""
 
 BLOCKED_BY: Mapping[Stage, tuple[Stage, ...]] = {
-    "quantize": (),
-    "inspect": ("quantize",),
-    "preflight": ("quantize",),
-    "load": ("quantize",),
-    "text": ("quantize", "load"),
-    "image": ("quantize", "load"),
+    "resolve": (),
+    "quantize": ("resolve",),
+    "inspect": ("resolve", "quantize"),
+    "preflight": ("resolve", "quantize"),
+    "load": ("resolve", "quantize"),
+    "text": ("resolve", "quantize", "load"),
+    "image": ("resolve", "quantize", "load"),
     # Without answers there is nothing to compare or to time.
-    "fidelity": ("quantize", "load", "text"),
-    "speed": ("quantize", "load", "text"),
+    "fidelity": ("resolve", "quantize", "load", "text"),
+    "speed": ("resolve", "quantize", "load", "text"),
 }
 """Which stages, when they fail, keep a stage from being executed. Neither inspect nor preflight does:
 what they foretell is compared with what a run shows."""

@@ -1,4 +1,4 @@
-"""Environments: locked sets of packages, one that quantizes or one that serves, and which pairs can be."""
+"""Environments: locked sets of packages, one that quantizes or one that serves."""
 
 from __future__ import annotations
 
@@ -21,44 +21,34 @@ PackageVersion = Annotated[str, AfterValidator(_is_version)]
 
 Device = Literal["cuda", "cpu"]
 
-TRANSFORMERS_BOUNDS: tuple[tuple[str, str, str, str], ...] = (
-    ("modelopt", "<0.39", "<4.57", "its [hf] extra"),
-    ("modelopt", ">=0.39,<0.44", "<5", "its [hf] extra"),
-    ("modelopt", ">=0.46", ">=4.57,<5.15", "its [hf] extra"),
-    ("vllm", "<0.12", "<5", "written for 4.x; its metadata has no ceiling, yet 5.x breaks it"),
-    ("vllm", ">=0.12,<0.20", ">=4.56,<5", "its metadata"),
-    (
-        "vllm",
-        ">=0.20,<0.24",
-        ">=4.56,!=5.0.*,!=5.1.*,!=5.2.*,!=5.3.*,!=5.4.*,!=5.5.0",
-        "its metadata",
-    ),
-    ("vllm", ">=0.24,<0.30", ">=5.5.3", "its metadata"),
-    ("vllm", ">=0.30,<0.33", ">=5.10.4", "its metadata"),
-    ("vllm", ">=0.33", ">=5.16.1,<5.21", "its metadata"),
-)
-"""(package, its versions, transformers versions it works with, source): the pairs that cannot be."""
-
 
 class _Environment(Strict):
-    transformers: PackageVersion
+    label: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")] | None = None
+    """Tells it from the plain environment of the same version. Beside that one its packages are on trial:
+    what fails here and not there is theirs."""
     default: bool = False
     requires: tuple[str, ...] = ()
     override: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     """Packages that its kind's policy excludes, and it needs."""
 
+    @property
+    def suffix(self) -> str:
+        """The label, as the end of an id."""
+        return f"-{self.label}" if self.label else ""
+
 
 class QuantizeEnvironment(_Environment):
     """One locked set of packages that makes checkpoints: ModelOpt x transformers x torch."""
 
     modelopt: PackageVersion
+    transformers: PackageVersion
     kind: Literal["quantize"] = Field(default="quantize", exclude=True)
 
     @property
     def id(self) -> str:
-        """``modelopt-VERSION``."""
-        return f"modelopt-{self.modelopt}"
+        """``modelopt-VERSION``, and the label."""
+        return f"modelopt-{self.modelopt}{self.suffix}"
 
     @property
     def package(self) -> tuple[str, str]:
@@ -76,16 +66,18 @@ class ServeEnvironment(_Environment):
 
     ``device``: what vLLM generates on. ``cpu`` is vLLM's own CPU build, with compiled code; any other
     vLLM is asked without a GPU through its official source distribution, built without compiled code.
+    Without ``transformers`` it is the one that the resolver takes, as for somebody who names vLLM alone.
     """
 
     vllm: PackageVersion
+    transformers: PackageVersion | None = None
     device: Device = "cuda"
     kind: Literal["serve"] = Field(default="serve", exclude=True)
 
     @property
     def id(self) -> str:
-        """``vllm-VERSION``, or ``vllm-VERSION-cpu`` for the CPU build."""
-        return f"vllm-{self.vllm}" + ("-cpu" if self.device == "cpu" else "")
+        """``vllm-VERSION``, with ``-cpu`` for the CPU build, and the label."""
+        return f"vllm-{self.vllm}" + ("-cpu" if self.device == "cpu" else "") + self.suffix
 
     @property
     def package(self) -> tuple[str, str]:
@@ -109,6 +101,14 @@ class LockPolicy(Strict):
     exclude: tuple[str, ...] = ()
 
 
+class CudaLocks(Strict):
+    """How locks for GPUs differ: packages as they are released, for a platform of their own."""
+
+    platform: str = "x86_64-manylinux_2_36"
+    quantize: LockPolicy = LockPolicy()
+    serve: LockPolicy = LockPolicy()
+
+
 class Locks(Strict):
     """How locks are resolved."""
 
@@ -118,3 +118,4 @@ class Locks(Strict):
     exclude_newer: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
     quantize: LockPolicy
     serve: LockPolicy
+    cuda: CudaLocks = CudaLocks()

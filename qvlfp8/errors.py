@@ -61,6 +61,10 @@ class LockError(QvlError):
     meaning = "an environment's lock is missing, out of date, or cannot be resolved"
 
 
+class UnresolvableError(LockError):
+    """No versions of the packages fit together; the resolver's reason."""
+
+
 class RecipeError(QvlError):
     """A recipe that this model or this ModelOpt cannot honour."""
 

@@ -43,7 +43,7 @@ class Evidence:
         Raises:
             FileFormatError: its file is no record, or says in one place what it denies in another.
         """
-        path = self._by_key.get(step.evidence) if step.evidence else None
+        path = next((self._by_key[key] for key in step.evidence if key in self._by_key), None)
         if path is None:
             return None
         record = self._read(path)

@@ -31,6 +31,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             meaning="the environment or the harness failed; nothing is known about the checkpoint",
             mend="read the message, repair the environment, run again",
         ),
+        "does-not-resolve": Kind(
+            severity="fail",
+            meaning="the packages' own requirements leave no versions that fit together",
+            mend="name other versions in matrix.yaml; the resolver's reason says which exclude each other",
+        ),
+        "packages-incompatible": Kind(
+            severity="fail",
+            meaning="beside these packages this vLLM refuses every checkpoint, a right one too",
+            mend="pin the versions of the plain environment (for vLLM before 0.12: transformers 4.57.6)",
+        ),
         "stray-vision-kv-scale": Kind(
             severity="fail",
             meaning="the vision tower was given KV cache scales, for which vLLM's has no parameter",

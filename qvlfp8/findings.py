@@ -61,6 +61,8 @@ def diagnose_preflight(measured: Mapping[str, Any]) -> list[Finding]:
     preflight stage passed.
     """
     error = measured["exception"]
+    if error is not None and error["origin"] == "packages":
+        return [_from_exception("packages-incompatible", error)]
     if error is not None and error["origin"] != "checkpoint":
         return [_from_exception("environment-fault", error)]
     refusals = [*measured["refused"], *([error] if error is not None else [])]

@@ -25,11 +25,9 @@ from qvlfp8.cells import (
     Model,
     Stage,
     Variant,
-    admits,
     globs,
 )
 from qvlfp8.environments import (
-    TRANSFORMERS_BOUNDS,
     Environment,
     LockPolicy,
     Locks,
@@ -109,20 +107,25 @@ class Matrix(Strict):
         """What the cell is expected to show at that stage; nothing means pass."""
         return tuple(e for e in self.file.expectations if e.covers(cell, stage))
 
+    def expects_unresolved(self, environment: Environment) -> bool:
+        """Whether that environment is expected not to resolve: none of its cells is expected to."""
+        cells = [cell for cell in self.cells if environment in (cell.quantize, cell.serve)]
+        return bool(cells) and all(self.expected(cell, "resolve") for cell in cells)
+
 
 def read_matrix(path: Path) -> Matrix:
     """Read matrix.yaml and the ``recipes/`` folder beside it.
 
     Raises:
         FileFormatError: unknown keys, duplicate ids, a cell, exclusion or expectation that names
-            nothing, two expectations for one stage, or a version pair that cannot be.
+            nothing, two expectations for one stage, or a label without a plain environment.
     """
     document = Document.read(path)
     file = document.parse(MatrixFile)
     recipes = read_recipes(path.parent / "recipes")
     for field in ("models", "quantize", "serve", "variants"):
         _no_duplicates(document, field, [item.id for item in getattr(file, field)])
-    _check_pairs(document, file)
+    _check_labels(document, file)
     cells, excluded = _expand(document, file, recipes)
     matrix = Matrix(path=path, file=file, recipes=recipes, cells=cells, excluded=excluded)
     _check_expectations(document, matrix)
@@ -138,24 +141,21 @@ def _no_duplicates(document: Document, field: str, ids: Sequence[str]) -> None:
             )
 
 
-def _check_pairs(document: Document, file: MatrixFile) -> None:
+def _check_labels(document: Document, file: MatrixFile) -> None:
+    """An environment on trial needs the plain one of its version to be told from."""
     both: tuple[tuple[str, tuple[Environment, ...]], ...] = (
         ("quantize", file.quantize),
         ("serve", file.serve),
     )
     for field, environments in both:
+        plain = {environment.id for environment in environments if environment.label is None}
         for index, environment in enumerate(environments):
-            package, version = environment.package
-            for name, versions, bounds, source in TRANSFORMERS_BOUNDS:
-                if name != package or not admits(versions, version):
-                    continue
-                if not admits(bounds, environment.transformers):
-                    raise document.error(
-                        (field, index, "transformers"),
-                        f"{package} {version} cannot be with transformers "
-                        f"{environment.transformers} ({source})",
-                        mend=f"name a version in {bounds}",
-                    )
+            if environment.id.removesuffix(environment.suffix) not in plain:
+                raise document.error(
+                    (field, index, "label"),
+                    f"there is no plain environment of {' '.join(environment.package)} beside it",
+                    mend="add its line without a label, or remove the label",
+                )
 
 
 def _expand(

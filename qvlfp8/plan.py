@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from qvlfp8 import digest, source
@@ -22,6 +23,8 @@ from qvlfp8.results import RecordedStage
 
 LockKey = tuple[str, Device]
 """Environment id, and the device that the lock is for."""
+
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,11 @@ class Step:
     needs: tuple[str, ...]
     device: Device = "cpu"
     """What the step needs to run on."""
-    evidence: str | None = None
-    """Key of the committed record that can stand for this step: what was asked, without our own source."""
+    evidence: tuple[str, ...] = ()
+    """Keys of the committed records that can stand for this step: what was asked, without our own source.
+    The first is that of the step's own lock; the others differ in the lock alone."""
+    unresolved: str | None = None
+    """Of a build: why its environment does not resolve, so that it can never be done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,8 @@ class Plan:
     steps: Mapping[str, Step]
     stages: Mapping[str, Mapping[Stage, str]]
     """Cell id -> stage -> digest of the step that answers it."""
+    builds: Mapping[str, tuple[str, ...]]
+    """Cell id -> digests of the builds of its environments."""
 
     def step(self, cell: Cell, stage: Stage) -> Step:
         """The step that answers a cell's stage."""
@@ -58,6 +66,11 @@ class Plan:
         """The run of the unquantized model that the cell's own run is compared with."""
         needs = (self.steps[need] for need in self.step(cell, "load").needs)
         return next(need for need in needs if need.stage == "generate")
+
+    def unresolved(self, cell: Cell) -> tuple[Step, ...]:
+        """The builds of a cell whose environments do not resolve."""
+        builds = (self.steps[build] for build in self.builds[cell.id])
+        return tuple(build for build in builds if build.unresolved)
 
     def of_cell(self, cell: Cell) -> tuple[Step, ...]:
         """All steps of a cell in order, builds and model included."""
@@ -74,8 +87,16 @@ class Plan:
 
 
 class _Planner:
-    def __init__(self, locks: Mapping[LockKey, str], exam: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        locks: Mapping[LockKey, str],
+        exam: Mapping[str, int],
+        unresolved: Mapping[LockKey, str],
+        standing: Mapping[str, tuple[str, ...]],
+    ) -> None:
         self._locks = locks
+        self._unresolved = unresolved
+        self._standing = standing
         self._exam = exam
         self.steps: dict[str, Step] = {}
         self._quantized: dict[str, Step] = {}
@@ -90,7 +111,8 @@ class _Planner:
         environment: Environment | None = None,
         params: Mapping[str, Any] | None = None,
         device: Device = "cpu",
-        evidence: str | None = None,
+        evidence: tuple[str, ...] = (),
+        unresolved: str | None = None,
     ) -> Step:
         params = params or {}
         key = {
@@ -109,6 +131,7 @@ class _Planner:
             needs=tuple(need.digest for need in needs),
             device=device,
             evidence=evidence,
+            unresolved=unresolved,
         )
         return self.steps.setdefault(step.digest, step)
 
@@ -116,7 +139,10 @@ class _Planner:
         lock = self._locks.get((environment.id, device))
         inputs = {"environment": environment.id, "lock": lock}
         name = environment.id if device == "cpu" else f"{environment.id}.{device}"
-        return self._add("build", name, inputs=inputs, environment=environment, device=device)
+        return self._add(
+            "build", name, inputs=inputs, environment=environment, device=device,
+            unresolved=self._unresolved.get((environment.id, device)),
+        )  # fmt: skip
 
     def model(self, model: Model) -> Step:
         if model.reference == "trained":
@@ -167,6 +193,7 @@ class _Planner:
             },
             needs=(self.build(cell.serve), self.quantize(cell)),
             environment=cell.serve,
+            params={"on_trial": True} if cell.serve.label else {},
         )
 
     def baseline(self, cell: Cell) -> Step:
@@ -179,14 +206,15 @@ class _Planner:
     def _generate(self, cell: Cell, subject: str, *needs: Step, recipe: Mapping[str, Any] | None) -> Step:
         device = cell.serve.device
         params = {"exam": dict(self._exam), "options": {"device": device, **cell.variant.options}}
-        evidence = {
+        asked = {
             "subject": subject,
             "recipe": recipe,
             "quantize": self._locks[cell.quantize.id, "cpu"] if recipe else None,
             "model": {"weights": source.of_trained_weights(), "tied": cell.model.tie_word_embeddings},
-            "serve": self._locks.get((cell.serve.id, device)),
             "params": params,
         }
+        own = self._locks.get((cell.serve.id, device))
+        locks = dict.fromkeys([own, *self._standing.get(cell.serve.id, ())])
         return self._add(
             "generate",
             subject,
@@ -195,11 +223,18 @@ class _Planner:
             environment=cell.serve,
             params=params,
             device=device,
-            evidence=digest.of_json(evidence),
+            evidence=tuple(digest.of_json({**asked, "serve": lock}) for lock in locks),
         )
 
 
-def make_plan(cells: Iterable[Cell], locks: Mapping[LockKey, str], exam: Mapping[str, int]) -> Plan:
+def make_plan(
+    cells: Iterable[Cell],
+    locks: Mapping[LockKey, str],
+    exam: Mapping[str, int],
+    *,
+    unresolved: Mapping[LockKey, str] = NOTHING,
+    standing: Mapping[str, tuple[str, ...]] = NOTHING,
+) -> Plan:
     """Plan the given cells.
 
     Args:
@@ -207,10 +242,13 @@ def make_plan(cells: Iterable[Cell], locks: Mapping[LockKey, str], exam: Mapping
         locks: digest of each lock. The CPU lock of every environment that the cells name has to be
             there; without its CUDA lock a serve environment can only be asked without a GPU.
         exam: ``seed`` and ``per_task``, of what trained models are asked.
+        unresolved: why environments do not resolve, of those that do not.
+        standing: environment id -> digests of locks whose committed records stand for its own.
     """
     chosen = tuple(cells)
-    planner = _Planner(locks, exam)
+    planner = _Planner(locks, exam, unresolved, standing)
     stages: dict[str, dict[Stage, str]] = {}
+    builds: dict[str, tuple[str, ...]] = {}
     for cell in chosen:
         steps: dict[Stage, Step] = {
             "quantize": planner.quantize(cell),
@@ -221,4 +259,5 @@ def make_plan(cells: Iterable[Cell], locks: Mapping[LockKey, str], exam: Mapping
         if set(GENERATED) <= set(cell.stages):
             steps |= dict.fromkeys(GENERATED, planner.generate(cell))
         stages[cell.id] = {stage: step.digest for stage, step in steps.items()}
-    return Plan(cells=chosen, steps=planner.steps, stages=stages)
+        builds[cell.id] = tuple(planner.build(one).digest for one in (cell.quantize, cell.serve))
+    return Plan(cells=chosen, steps=planner.steps, stages=stages, builds=builds)

@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qvlfp8 import digest
 from qvlfp8.cells import BLOCKED_BY, Cell, Stage, select
-from qvlfp8.environments import Environment
+from qvlfp8.environments import Environment, ServeEnvironment
 from qvlfp8.errors import UsageError
 from qvlfp8.evidence import Evidence
-from qvlfp8.locks import Lock, path_of, read_lock
+from qvlfp8.locks import Lock, Target, find_lock, path_of
 from qvlfp8.matrix import Matrix, read_matrix
 from qvlfp8.plan import LockKey, Plan, Step, make_plan
 from qvlfp8.results import Record
@@ -50,20 +51,23 @@ class Project:
         """Every environment by id."""
         return {environment.id: environment for environment in self.matrix.environments}
 
-    def locks(self, cells: Iterable[Cell]) -> dict[LockKey, Lock]:
-        """The locks of the environments that the cells name.
+    def locks(self, cells: Iterable[Cell], *, gpu: Target = "cuda") -> dict[LockKey, Lock]:
+        """The locks of the environments that the cells name; some may say that there is none.
 
-        A CUDA lock is read where there is one: without it an environment is only asked without a GPU.
+        A lock for a GPU is read where there is one: without it an environment is only asked without.
+
+        Args:
+            gpu: which lock is meant for a GPU: this machine's or a bundle's.
 
         Raises:
             LockError: one is missing or out of date.
         """
         cells = tuple(cells)
         named = {e.id: e for cell in cells for e in (cell.quantize, cell.serve)}
-        locks: dict[LockKey, Lock] = {(i, "cpu"): read_lock(self.matrix, e) for i, e in named.items()}
+        locks: dict[LockKey, Lock] = {(i, "cpu"): find_lock(self.matrix, e) for i, e in named.items()}
         for environment in {cell.serve.id: cell.serve for cell in cells}.values():
-            if environment.device == "cuda" and path_of(self.matrix, environment, "cuda").exists():
-                locks[environment.id, "cuda"] = read_lock(self.matrix, environment, "cuda")
+            if environment.device == "cuda" and path_of(self.matrix, environment, gpu).exists():
+                locks[environment.id, "cuda"] = find_lock(self.matrix, environment, gpu)
         return locks
 
     def cells(self, *, only: Sequence[str] = (), everything: bool = False) -> tuple[Cell, ...]:
@@ -85,8 +89,22 @@ class Project:
 
     def plan(self, cells: Sequence[Cell], locks: Mapping[LockKey, Lock]) -> Plan:
         """The steps of these cells."""
-        digests = {key: lock.digest for key, lock in locks.items()}
-        return make_plan(cells, digests, self.matrix.file.exam.model_dump())
+        served = {cell.serve.id: cell.serve for cell in cells}
+        return make_plan(
+            cells,
+            {key: lock.digest for key, lock in locks.items()},
+            self.matrix.file.exam.model_dump(),
+            unresolved={key: lock.unresolved for key, lock in locks.items() if lock.unresolved},
+            standing={name: self._standing(serve) for name, serve in served.items()},
+        )
+
+    def _standing(self, environment: ServeEnvironment) -> tuple[str, ...]:
+        """Digests of the locks under which a committed record may have been made on a GPU."""
+        if environment.device == "cpu":
+            return ()
+        targets: tuple[Target, ...] = ("cuda", "bundle")
+        paths = (path_of(self.matrix, environment, target) for target in targets)
+        return tuple(digest.of_file(path) for path in paths if path.exists())
 
     @cached_property
     def evidence(self) -> Evidence:

@@ -397,7 +397,7 @@ class Runner:
             repeat=repeat_command(step, self._engine.name),
             made=made,
             read=self._read(step),
-            evidence=step.evidence,
+            evidence=next(iter(step.evidence), None),
             log=LOG if log.exists() else None,
             log_digest=digest.of_file(log) if log.exists() else None,
             qvlfp8=__version__,

@@ -52,6 +52,8 @@ def _open_steps(
     chosen: set[str] = set()
     doomed: set[str] = set()
     for step in plan.steps.values():
+        if step.unresolved:
+            doomed.add(step.digest)
         if step.stage == "build" or step.device not in devices:
             continue
         final = seen[step.digest].final

@@ -16,7 +16,7 @@ from qvlfp8.engine.process import Processes
 from qvlfp8.engine.uv import Uv
 from qvlfp8.environments import ServeEnvironment
 from qvlfp8.errors import UsageError
-from qvlfp8.locks import GPU_HOST, read_lock
+from qvlfp8.locks import BUNDLE_HOST, read_lock
 from qvlfp8.plan import Plan, Step
 from qvlfp8.project import Project
 from qvlfp8.truth import TRUTH_PER_TASK
@@ -102,14 +102,14 @@ def _tree(
     uv: Uv,
     scratch: Path,
 ) -> bundle.Tree:
-    lock = read_lock(project.matrix, environment, "cuda")
+    lock = read_lock(project.matrix, environment, "bundle")
     packages = bundle.sort_lock(lock.path.read_text(encoding="utf-8"), host, rule)
     scratch.mkdir()
     requirements = scratch / "requirements.txt"
     requirements.write_text(packages.requirements, encoding="utf-8")
     uv.unpack(
         requirements, scratch / "site",
-        python=GPU_HOST.python, platform=GPU_HOST.platform, log=scratch / "log.txt",
+        python=BUNDLE_HOST.python, platform=BUNDLE_HOST.platform, log=scratch / "log.txt",
     )  # fmt: skip
     files = bundle.files_of(scratch / "site", rule)
     if rule.compute_capability is not None:
@@ -117,7 +117,7 @@ def _tree(
         smaller.mkdir()
         files = bundle.for_one_gpu(files, rule.compute_capability, smaller)
     spec: dict[str, Any] = {
-        "python": GPU_HOST.python,
+        "python": BUNDLE_HOST.python,
         "lock": lock.digest,
         "brought": dict(packages.brought),
         "host": dict(packages.host),
@@ -144,7 +144,7 @@ def _work(parts: Sequence[Work], scratch: Path) -> bundle.Tree:
 
 def _truth(project: Project, environment: ServeEnvironment, *, limit_s: float) -> Work:
     cells = cells_of(project, environment.id)
-    locks = project.locks(cells)
+    locks = project.locks(cells, gpu="bundle")
     asked = asking(project, project.plan(cells, locks), cells, locks, per_task=TRUTH_PER_TASK)
     if asked is None:
         raise UsageError(
@@ -158,7 +158,7 @@ def _generation(
     project: Project, names: Sequence[str], only: Sequence[str], *, everything: bool, limit_s: float
 ) -> Work:
     cells = [cell for cell in project.cells(only=only, everything=everything) if cell.serve.id in names]
-    plan = project.plan(cells, project.locks(cells))
+    plan = project.plan(cells, project.locks(cells, gpu="bundle"))
     steps = [step for cell in cells if (step := _run_of(project, plan, cell)) is not None]
 
     def folder_of(step: Step) -> Path:

@@ -17,12 +17,12 @@ from qvlfp8.engine import Announce
 from qvlfp8.engine.docker_daemon import understood
 from qvlfp8.engine.process import Processes
 from qvlfp8.environments import Environment
-from qvlfp8.errors import DaemonError, DaemonPermissionError, QvlError, StoreWriteError
+from qvlfp8.errors import DaemonError, DaemonPermissionError, QvlError, StoreWriteError, UsageError
 from qvlfp8.images import base as bases
 from qvlfp8.images import daemon
 from qvlfp8.images.listing import Listed, list_images, prune
 from qvlfp8.locking import Asked, choose
-from qvlfp8.locks import Lock, read_lock
+from qvlfp8.locks import Lock, find_lock, read_lock
 from qvlfp8.project import Project
 from qvlfp8.store import writing
 
@@ -64,8 +64,8 @@ def run_build(
         QvlError: the first that could not be built, by class.
     """
     project = Project.open(matrix, store)
-    chosen = [(environment, read_lock(project.matrix, environment, device))
-              for environment, device in _asked(project, names, everything=everything)]  # fmt: skip
+    chosen = [(environment, read_lock(project.matrix, environment, target))
+              for environment, target in _asked(project, names, everything=everything)]  # fmt: skip
     console = Console(stderr=True)
     failed: list[QvlError] = []
     processes = Processes(_show(console))
@@ -86,10 +86,17 @@ def run_build(
 
 def _asked(project: Project, names: Sequence[str], *, everything: bool) -> list[Asked]:
     if names:
-        return choose(project.matrix, names)
+        chosen = choose(project.matrix, names)
+        if bundled := [environment.id for environment, target in chosen if target == "bundle"]:
+            raise UsageError(
+                f"{bundled[0]}.bundle is for a host's own Python, and no image is made of it",
+                mend=f"name {bundled[0]} or {bundled[0]}.cuda",
+            )
+        return chosen
     cells = project.cells(everything=everything)
     environments = {e.id: e for cell in cells for e in (cell.quantize, cell.serve)}
-    return [(environment, "cpu") for environment in environments.values()]
+    locks = {name: find_lock(project.matrix, environment) for name, environment in environments.items()}
+    return [(environment, "cpu") for name, environment in environments.items() if not locks[name].unresolved]
 
 
 def _build(

@@ -10,7 +10,7 @@ from rich.console import Console
 from qvlfp8.engine.process import Processes
 from qvlfp8.engine.uv import Uv
 from qvlfp8.errors import LockError
-from qvlfp8.locking import choose, lock, outdated
+from qvlfp8.locking import choose, lock, of_matrix, outdated
 from qvlfp8.project import Project
 
 
@@ -18,14 +18,15 @@ def run_lock(matrix: Path, names: Sequence[str], *, check: bool) -> None:
     """Resolve environments, or say which locks are out of date.
 
     Raises:
-        LockError: with ``check``, a lock is out of date; else, an environment does not resolve.
+        LockError: with ``check``, a lock is out of date; else, an environment does not resolve, and
+            matrix.yaml does not expect that.
     """
     project = Project.open(matrix)
     if check:
         problems = outdated(project.matrix, choose(project.matrix, names) if names else None)
         if problems:
             raise LockError("\n".join(problems), mend="nox -s lock")
-        print(f"{len(project.matrix.environments)} locks are up to date")
+        print(f"{len(of_matrix(project.matrix))} locks are up to date")
         return
     console = Console(stderr=True)
 
@@ -42,5 +43,9 @@ def run_lock(matrix: Path, names: Sequence[str], *, check: bool) -> None:
         )
     finally:
         processes.stop()
-    if failed:
-        raise failed[0]
+    unexpected = [f"{e.id} does not resolve" for e in failed if not project.matrix.expects_unresolved(e)]
+    if unexpected:
+        raise LockError(
+            "; ".join(dict.fromkeys(unexpected)),
+            mend="name other versions in matrix.yaml, or expect it there: shows: {resolve: does-not-resolve}",
+        )

@@ -36,7 +36,7 @@ def import_results(matrix: Path, store: Path | None, folder: Path) -> None:
     """
     project = Project.open(matrix, store)
     cells = project.cells(everything=True)
-    locks = project.locks(cells)
+    locks = project.locks(cells, gpu="bundle")
     plan = project.plan(cells, locks)
 
     def made(step: Step) -> str | None:
@@ -130,7 +130,7 @@ def _record(step: Step, imported: Imported) -> Record:
         findings=verdict.findings,
         fault=verdict.fault,
         repeat=repeat_command(step),
-        evidence=step.evidence,
+        evidence=step.evidence[0],
         log_digest=digest.of_file(log) if log.exists() else None,
         qvlfp8=__version__,
     )

@@ -19,10 +19,10 @@ from qvlfp8.engine.process import Processes
 from qvlfp8.errors import (
     BuildError,
     IndexUnreachableError,
-    LockError,
     PackageMissingError,
     QvlError,
     StoreWriteError,
+    UnresolvableError,
 )
 from qvlfp8.locks import Lock, Request
 
@@ -51,6 +51,7 @@ _UNREACHABLE = (
     "network connectivity is disabled",
     "dns error",
 )
+_UNSATISFIABLE = "No solution found when resolving dependencies"
 _MISSING = ("there is no version of", "was not found in the", "Hash mismatch", "has no wheels with")
 _DISK = (
     "No space left on device",
@@ -141,15 +142,15 @@ class Uv:
         self._links = tuple(part for link in links for part in ("--find-links", link))
         self._torch = torch_source(torch, os.environ)
 
-    def compile(self, asked: Request, target: Path, *, builder: Path, scratch: Path) -> None:
-        """Resolve a request into a hash-locked file at ``target``.
+    def compile(self, asked: Request, *, builder: Path, scratch: Path) -> str:
+        """Resolve a request; returns the pinned and hashed requirements.
 
         Args:
             builder: the interpreter that vLLM's metadata may be built with.
             scratch: a folder for the resolver's input files and log.
 
         Raises:
-            LockError: it does not resolve; the message has uv's reason.
+            UnresolvableError: it does not resolve; the message has uv's reason.
             IndexUnreachableError: the index does not answer.
         """
         files = {"requires": asked.requires, "override": asked.override, "exclude": asked.exclude}
@@ -158,6 +159,7 @@ class Uv:
         made = scratch / "lock.txt"
         places = (*_SOURCE_FLAGS, *self._torch, *self._links)
         flags = ("--only-binary", ":all:") if asked.released else places
+        log = scratch / "log.txt"
         try:
             self._run(
                 "pip", "compile", "--quiet", "--no-header", "--generate-hashes",
@@ -166,13 +168,14 @@ class Uv:
                 *flags,
                 "--overrides", str(scratch / "override"), "--excludes", str(scratch / "exclude"),
                 "--output-file", str(made), str(scratch / "requires"),
-                log=scratch / "log.txt", extra=_built_as(_vllm_version(asked.requires)),
+                log=log, extra=_built_as(_vllm_version(asked.requires)),
             )  # fmt: skip
-        except PackageMissingError as error:
-            raise LockError(f"{asked.environment} does not resolve: {error.problem}") from None
-        text = re.sub(r"(?m)^\s+# via.*\n(\s+#\s.*\n)*", "", made.read_text(encoding="utf-8"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(asked.header() + text, encoding="utf-8")
+        except (PackageMissingError, BuildError):
+            _, unsatisfiable, reason = log.read_text(errors="replace").partition(_UNSATISFIABLE)
+            if not unsatisfiable:
+                raise
+            raise UnresolvableError(" ".join(reason.split()).removeprefix("cause: ")) from None
+        return re.sub(r"(?m)^\s+# via.*\n(\s+#\s.*\n)*", "", made.read_text(encoding="utf-8"))
 
     def create(self, folder: Path, *, python: str, log: Path) -> None:
         """Make an empty virtual environment; uv finds that Python, or downloads it.

@@ -61,9 +61,11 @@ def list_images(client: DockerClient, matrix: Matrix) -> list[Listed]:
 def _wanted(client: DockerClient, matrix: Matrix) -> list[Made]:
     """What every environment's image would be made from; an environment without a lock has none."""
     made = []
-    for environment, device in of_matrix(matrix).values():
+    for environment, target in of_matrix(matrix).values():
+        if target == "bundle":
+            continue
         try:
-            lock = read_lock(matrix, environment, device)
+            lock = read_lock(matrix, environment, target)
         except LockError:
             continue
         made.append(wanted(environment, lock, bases.choose(client, context.python_of(lock), None)))

@@ -97,13 +97,20 @@ def _elsewhere(project: Project, plan: Plan, views: Sequence[CellView]) -> list[
             rows.append(
                 f"| {_accelerator(runs[0])} | {server} | {len(runs)} | {', '.join(differ) or 'none'} |"
             )
-    head = ["# On another GPU", "", _ELSEWHERE, "", "| GPU | vLLM | cells | marks that differ |", "|---|---|---|---|"]
+    head = [
+        "# On another GPU",
+        "",
+        _ELSEWHERE,
+        "",
+        "| GPU | vLLM | cells | marks that differ |",
+        "|---|---|---|---|",
+    ]
     return [*head, *rows, ""] if rows else []
 
 
 _ELSEWHERE = """\
 The marks above are those of one GPU for each vLLM. These cells were run on another one as well, each held
-against the unquantized model there. A mark is the status and the findings of load, text, image and fidelity."""
+against the unquantized model there. A mark is the status and the findings of load, text, image, fidelity."""
 
 
 def _marks(view: CellView) -> list[tuple[str, str, tuple[str, ...]]]:

@@ -90,7 +90,7 @@ def to_json(views: Iterable[CellView]) -> str:
                     "status": stage.status,
                     "findings": list(stage.findings),
                     "because": stage.because,
-                    "record": stage.digest if stage.status in {"pass", "fail", "error"} else None,
+                    "record": (stage.digest or None) if stage.status in {"pass", "fail", "error"} else None,
                 }
                 for stage in view.stages
             },

@@ -116,9 +116,16 @@ def view_cells(
 
 
 def _executed(plan: Plan, seen: Mapping[str, Seen], cell: Cell) -> Iterable[StageView]:
-    """The stages with a step and a record of their own."""
+    """What the locks say, and the stages with a step and a record of their own."""
+    missing = [Cause(id=UNRESOLVED, text=f"{s.subject}: {s.unresolved}") for s in plan.unresolved(cell)]
+    yield StageView(
+        stage="resolve",
+        status="fail" if missing else "pass",
+        causes=tuple(missing),
+        because="; ".join(f"{cause.id}: {cause.text}" for cause in missing),
+    )
     for stage in cell.stages:
-        if stage in GENERATED:
+        if stage not in plan.stages[cell.id] or stage in GENERATED:
             continue
         step = plan.step(cell, stage)
         found = seen[step.digest]
@@ -142,7 +149,11 @@ def _unexecuted(plan: Plan, seen: Mapping[str, Seen], step: Step, stage: Stage) 
     found = seen[step.digest]
     if found.elsewhere:
         return None
-    sources = [record for need in _ancestors(plan, step) if (record := seen[need].record)]
+    ancestors = [plan.steps[need] for need in _ancestors(plan, step)]
+    if never := next((need for need in ancestors if need.unresolved), None):
+        because = f"resolve of {never.subject}: {never.unresolved}"
+        return StageView(stage=stage, status="blocked", digest=step.digest, because=because)
+    sources = [record for need in ancestors if (record := seen[need.digest].record)]
     failed = next((record for record in sources if record.status != "pass"), None)
     view = partial(StageView, stage=stage, digest=step.digest, device=step.device)
     if failed is not None and not (failed.stage == "build" and found.record):
@@ -214,6 +225,9 @@ def _ancestors(plan: Plan, step: Step) -> Iterable[str]:
         yield from _ancestors(plan, plan.steps[need])
         yield need
 
+
+UNRESOLVED = "does-not-resolve"
+"""The finding of an environment whose versions do not fit together."""
 
 SEES = "●"
 LOADS = "◐"

@@ -54,6 +54,9 @@ _DTYPES = {
 _SIZE_WORDS = ("size of tensor", "exceeds dimension size", "shape", "expanded size", "dimension")
 """In a torch RuntimeError: the tensor does not fit its parameter. Any other is not a verdict."""
 
+_OF_PACKAGES = ("RightControlFaulted", "ImportError", "AttributeError")
+"""What versions that do not go together cause. Not a missing module: some are left out on purpose."""
+
 _fault: dict[str, Any] | None = None
 """Set by :func:`prepare` when this environment cannot judge: every job then reports it."""
 
@@ -86,7 +89,9 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Observe how vLLM loads the checkpoint folder ``params["checkpoint"]``.
 
     A checkpoint that does not load is a result: ``exception`` says how, with ``origin`` either
-    ``checkpoint`` or ``environment`` (then nothing is known about the checkpoint).
+    ``checkpoint`` or ``environment`` (then nothing is known about the checkpoint). With ``on_trial``, an
+    environment's packages are asked about, beside another of the same vLLM that works: a right control that
+    is faulted here has the origin ``packages``.
 
     Raises:
         Refused: ``not-a-checkpoint``, ``unknown-model`` or ``unknown-dtype``.
@@ -105,7 +110,9 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
     if unknown:
         raise Refused("unknown-dtype", f"tensors of types {unknown} cannot be made in torch")
     if _fault is not None:
-        return {"stage_reached": "config", "exception": _fault, "refused": []}
+        theirs = params.get("on_trial") and _fault["type"] in _OF_PACKAGES
+        fault = _fault | {"origin": "packages"} if theirs else _fault
+        return {"stage_reached": "config", "exception": fault, "refused": []}
     return _examine(checkpoint)
 
 

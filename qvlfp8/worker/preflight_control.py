@@ -15,7 +15,7 @@ from typing import Any
 
 from qvlfp8.checkpoint import Checkpoint, Tensor
 
-__all__ = ["ControlFailed", "check"]
+__all__ = ["ControlFailed", "RightControlFaulted", "check"]
 
 _HIDDEN, _INNER, _WORDS = 256, 512, 512
 _VISION, _VISION_INNER = 160, 428
@@ -116,11 +116,16 @@ class ControlFailed(Exception):
     """A control checkpoint was not judged as it must be: nothing this environment says can be used."""
 
 
+class RightControlFaulted(ControlFailed):
+    """A right control was faulted: no checkpoint can pass here."""
+
+
 def check(examine: Callable[[Checkpoint], Mapping[str, Any]]) -> None:
     """Examine the controls.
 
     Raises:
-        ControlFailed: a right one was faulted, or a wrong one was not.
+        RightControlFaulted: a right one was faulted.
+        ControlFailed: a wrong one was not.
     """
     with tempfile.TemporaryDirectory(prefix="preflight-") as folder:
         for vision, exclusions in ((True, ["lm_head"]), (False, ["lm_head", "visual"])):
@@ -129,7 +134,7 @@ def check(examine: Callable[[Checkpoint], Mapping[str, Any]]) -> None:
             name = "FP8 everywhere" if vision else "FP8 language model"
             fault = _complaint(examine(control(tensors)))
             if fault is not None:
-                raise ControlFailed(f"the right control ({name}) was faulted: {fault}")
+                raise RightControlFaulted(f"the right control ({name}) was faulted: {fault}")
             incomplete = {key: value for key, value in tensors.items() if key != _MISSING}
             for wrong in (incomplete, {**tensors, _STRAY: _SCALAR}):
                 if _complaint(examine(control(wrong))) is None:

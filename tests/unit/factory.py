@@ -55,7 +55,9 @@ def open_project(root: Path, matrix: str = MATRIX, recipes: tuple[str, ...] = ("
     path = write_project(root, matrix, recipes)
     read = read_matrix(path)
     for environment in read.environments:
-        lock = locks.path_of(read, environment)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.write_text(locks.request(read, environment).header() + "torch==2.13.0+cpu\n")
+        for target in locks.targets_of(environment):
+            lock = locks.path_of(read, environment, target)
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            torch = "2.13.0+cpu" if target == "cpu" else "2.8.0"
+            lock.write_text(locks.request(read, environment, target).header() + f"torch=={torch}\n")
     return Project.open(path)

@@ -401,7 +401,7 @@ def test_batches_name_what_they_read_by_places_in_the_bundle(tmp_path: Path) -> 
         step("generate", "run", "b", "q", "base", params=options),
         step("generate", "unwanted", "b", "q", "base", params=options),
     )  # fmt: skip
-    plan = Plan(cells=(), steps={s.digest: s for s in steps}, stages={})
+    plan = Plan(cells=(), steps={s.digest: s for s in steps}, stages={}, builds={})
     for name in "mq":
         write(tmp_path / name, {"config.json": "{}", "sub/weights": name})
     batches, files = bundle.generate_batches(plan, [steps[4]], lambda s: tmp_path / s.digest, 60)

@@ -30,7 +30,8 @@ PARAMS = {"options": {"door": "engine"}}
 def step(key: str | None = KEY, **changed: Any) -> Step:
     fields: dict[str, Any] = {
         "stage": "generate", "subject": "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0", "digest": "d",
-        "environment": "vllm-0.26.0", "params": PARAMS, "inputs": {}, "needs": (), "evidence": key,
+        "environment": "vllm-0.26.0", "params": PARAMS, "inputs": {}, "needs": (),
+        "evidence": (key,) if key else (),
     }  # fmt: skip
     return Step(**(fields | changed))
 
@@ -100,7 +101,7 @@ def test_each_vllm_is_spoken_for_by_one_accelerator(tmp_path: Path) -> None:
     def accelerator_of(evidence: Evidence, name: str, key: str) -> str | None:
         subject = f"{name}/modelopt-0.47.0/seeing/vllm-0.26.0"
         answer = evidence.record(step(key * 64, subject=subject))
-        return answer and answer.host.accelerator
+        return answer.host.accelerator if answer else None
 
     assert accelerator_of(found, "bf16", "a") == "NVIDIA H100"
     assert accelerator_of(found, "lm-fp8", "b") is None

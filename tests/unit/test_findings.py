@@ -66,6 +66,12 @@ def test_a_fault_of_the_environment_is_never_the_checkpoints() -> None:
     assert KINDS["environment-fault"].severity == "error"
 
 
+def test_packages_on_trial_that_refuse_every_checkpoint_are_a_finding() -> None:
+    measured = observed("stray-vision-kv-scale")
+    measured["exception"] |= {"origin": "packages", "type": "RightControlFaulted"}
+    assert ids(diagnose_preflight(measured), "fail") == {"packages-incompatible"}
+
+
 def test_an_origin_that_is_unknown_is_not_held_against_the_checkpoint() -> None:
     measured = observed("stray-vision-kv-scale")
     measured["exception"]["origin"] = "something new"

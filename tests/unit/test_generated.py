@@ -235,7 +235,7 @@ def test_committed_evidence_stands_for_what_cannot_be_run_here(project: Project)
     for step, said in ((plan.baseline(cell), measured()), (plan.step(cell, "load"), measured(swapped="red"))):
         update: dict[str, Any] = {
             "subject": step.subject,
-            "evidence": step.evidence,
+            "evidence": step.evidence[0],
             "digest": "f" * 64,
             "read": {},
             "inputs": {"params": dict(step.params)},

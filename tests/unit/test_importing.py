@@ -115,7 +115,7 @@ def test_what_is_expected_follows_from_the_plan() -> None:
         step("generate", "run", "b", "q", "base", worker="w"),
         step("generate", "blocked", "b", "not made", "base", worker="w"),
     )  # fmt: skip
-    plan = Plan(cells=(), steps={s.digest: s for s in steps}, stages={})
+    plan = Plan(cells=(), steps={s.digest: s for s in steps}, stages={}, builds={})
     made = {"m": "of m", "q": "of q"}
     assert expected_of(plan, lambda s: made.get(s.digest)) == {
         "base": Expected(worker="w", lock="l", checkpoint="of m"),

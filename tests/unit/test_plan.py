@@ -20,8 +20,8 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, ...]:
     return project.matrix.cells
 
 
-LAYOUT_STAGES: tuple[Stage, ...] = tuple(s for s in STAGES if s not in GENERATED)
-"""What a random model has."""
+LAYOUT_STAGES: tuple[Stage, ...] = tuple(s for s in STAGES if s not in {"resolve", *GENERATED})
+"""What is executed of a random model."""
 
 EXAM = {"seed": 1, "per_task": 2}
 

@@ -35,8 +35,8 @@ def project(tmp_path: Path) -> Project:
     """A project whose checkpoints are made, with a CUDA lock for its GPU environment."""
     project = open_project(tmp_path, SEEING + "exam: {seed: 1, per_task: 1}\n")
     serve = next(e for e in project.matrix.file.serve if e.id == GPU)
-    lock = locks.path_of(project.matrix, serve, "cuda")
-    lock.write_text(locks.request(project.matrix, serve, "cuda").header() + "torch==2.8.0\n")
+    lock = locks.path_of(project.matrix, serve, "bundle")
+    lock.write_text(locks.request(project.matrix, serve, "bundle").header() + "torch==2.8.0\n")
     execute(project, Vllm(measured()))
     return Project.open(project.matrix.path)
 
@@ -46,7 +46,7 @@ def bring_back(
 ) -> None:
     """What a bundle's run leaves: for every run on the GPU a result, blind but for the baseline."""
     cells = project.matrix.cells
-    plan = project.plan(cells, project.locks(cells))
+    plan = project.plan(cells, project.locks(cells, gpu="bundle"))
     host = {
         "machine": "x86_64", "system": "Linux", "kernel": "6", "cpus": 1, "memory_gb": 1.0,
         "gpus": [{"name": "NVIDIA H200", "driver": "580"}], "environments": {GPU: {}},
@@ -76,7 +76,7 @@ def bring_back(
 
 
 def locks_digest(project: Project) -> str:
-    return project.locks(project.matrix.cells)[GPU, "cuda"].digest
+    return project.locks(project.matrix.cells, gpu="bundle")[GPU, "cuda"].digest
 
 
 def test_what_a_gpu_host_ran_shows_in_the_matrix_and_on_the_page(project: Project, tmp_path: Path) -> None:

@@ -251,8 +251,10 @@ def test_a_failed_quantization_blocks_what_needs_it_and_is_not_tried_again(bench
     bench.run(FakeEngine(refuses))
     for view in bench.views():
         bad = view.cell.recipe.id == "vlm-fp8"
-        assert [s.status for s in view.stages] == (["fail", "blocked", "blocked"] if bad else ["pass"] * 3)
-        assert view.stages[0].findings == (("recipe-not-honoured",) if bad else ())
+        resolved, *executed = view.stages
+        assert resolved.status == "pass"
+        assert [s.status for s in executed] == (["fail", "blocked", "blocked"] if bad else ["pass"] * 3)
+        assert executed[0].findings == (("recipe-not-honoured",) if bad else ())
     seen, _ = bench.run(FakeEngine(refuses))
     assert not seen.steps
 
@@ -311,9 +313,9 @@ def test_a_checkpoint_made_anew_and_differently_makes_what_was_executed_on_it_st
     with bench.project.store.locked():
         scratch = bench.project.store.scratch("x")
         bench.project.store.commit(scratch, record.model_copy(update={"made": "f" * 64}))
-    hit = {v.stages[2].status for v in bench.views() if v.cell.checkpoint == bench.cells[0].checkpoint}
+    hit = {v.stages[3].status for v in bench.views() if v.cell.checkpoint == bench.cells[0].checkpoint}
     assert hit == {"stale"}
-    assert {v.stages[2].status for v in bench.views() if v.cell.checkpoint != step.subject} == {"pass"}
+    assert {v.stages[3].status for v in bench.views() if v.cell.checkpoint != step.subject} == {"pass"}
     seen, _ = bench.run(engine)
     assert {stage for stage, _, _ in seen.steps} == {"quantize", "inspect", "preflight"}
     assert bench.statuses("preflight") == {"pass"}

@@ -31,7 +31,7 @@ def make_view(cell: Cell, statuses: tuple[Status, Status, Status], finding: str 
                 causes=(Cause(id=finding, text=f"{finding}: seen | here"),) if status == "fail" else (),
                 because=f"{finding}: seen | here" if status in {"fail", "error"} else "", digest="d",
             )
-            for stage, status in zip(STAGES[:3], statuses, strict=True)
+            for stage, status in zip(STAGES[1:4], statuses, strict=True)
         ),
     )  # fmt: skip
 

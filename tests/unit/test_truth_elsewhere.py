@@ -42,15 +42,15 @@ def project(tmp_path: Path) -> Project:
     """A project whose good checkpoints are made, with a CUDA lock for its GPU environment."""
     project = open_project(tmp_path / "p", SEEING, recipes=GOOD)
     serve = next(e for e in project.matrix.file.serve if e.id == GPU)
-    lock = locks.path_of(project.matrix, serve, "cuda")
-    lock.write_text(locks.request(project.matrix, serve, "cuda").header() + "torch==2.8.0\n")
+    lock = locks.path_of(project.matrix, serve, "bundle")
+    lock.write_text(locks.request(project.matrix, serve, "bundle").header() + "torch==2.8.0\n")
     execute(project, Vllm(measured()))
     return Project.open(project.matrix.path)
 
 
 def asked_of(project: Project) -> Asking:
     cells = cells_of(project, GPU)
-    all_locks = project.locks(cells)
+    all_locks = project.locks(cells, gpu="bundle")
     found = asking(project, project.plan(cells, all_locks), cells, all_locks, per_task=TRUTH_PER_TASK)
     assert found is not None
     return found
