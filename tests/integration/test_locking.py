@@ -36,7 +36,7 @@ def test_versions_that_exclude_each_other_are_a_result(sandbox: Sandbox, says: S
         matrix.read_text().replace(
             "expectations:\n",
             "expectations:\n"
-            f'  - {{cells: "*/{name}", shows: {{resolve: does-not-resolve}}, reason: its metadata says <5}}\n',
+            f'  - {{cells: "*/{name}", shows: {{resolve: does-not-resolve}}, reason: it wants 4}}\n',
         )
     )
     says(sandbox.run("lock", name), 0, ["does not resolve"])

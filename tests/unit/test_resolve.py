@@ -1,4 +1,4 @@
-"""The stage `resolve`: an environment whose packages do not fit together is a result, of its own cells alone."""
+"""The stage `resolve`: packages that do not fit together are a result, of the cells that need them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELLED = MATRIX.replace(
 EXPECTED = LABELLED.replace(
     "expectations: []",
     "expectations:\n"
-    '  - {cells: "*/modelopt-0.41.0-newer/*", shows: {resolve: does-not-resolve}, reason: it asks for b below 5}',
+    '  - {cells: "*/modelopt-0.41.0-newer/*", shows: {resolve: does-not-resolve}, reason: a wants b<5}',
 )
 
 
