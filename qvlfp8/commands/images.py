@@ -44,9 +44,20 @@ def make_base(matrix: Path, store: Path | None, *, refresh: bool) -> None:
     try:
         with understood(), writing(folder):
             loaded = bases.load(client, tar)
+            changes = _changes(folder / "packages.json", bases.packages(tar))
     finally:
         tar.unlink()
     print(f"✓ {bases.LOCAL}  {loaded}  {time.monotonic() - started:.0f} s")
+    if changes:
+        print(f"Debian packages that differ from the base made here before: {', '.join(changes)}")
+
+
+def _changes(kept: Path, packages: dict[str, str]) -> list[str]:
+    """Keep the list of a base's packages; what differs from the list that was kept before."""
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else packages
+    kept.write_text(json.dumps(packages, indent=1) + "\n", encoding="utf-8")
+    names = sorted(name for name in {*before, *packages} if before.get(name) != packages.get(name))
+    return [f"{name} {before.get(name, 'none')} -> {packages.get(name, 'none')}" for name in names]
 
 
 def run_build(

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,6 +170,8 @@ def make(folder: Path, *, announce: Announce) -> Path:
         *(f"--dpkgopt=path-exclude={path}" for path in (
             "/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*")),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        # They are copies of this machine's; whoever runs a container gives it its own.
+        '--customize-hook=rm "$1/etc/hostname" "$1/etc/resolv.conf"',
         _RELEASE, str(target),
     ]  # fmt: skip
     variables = {**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH)}
@@ -177,6 +180,15 @@ def make(folder: Path, *, announce: Announce) -> Path:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-3:]
         raise BuildError(f"mmdebstrap ended with {ended.code}: {' '.join(last)}", mend=f"see {log}")
     return target
+
+
+def packages(tar: Path) -> dict[str, str]:
+    """Debian package -> version, of what is installed in a base's file system."""
+    with tarfile.open(tar) as archive:
+        status = archive.extractfile("./var/lib/dpkg/status")
+        text = status.read().decode() if status else ""
+    entries = re.findall(r"^Package: (\S+)$(?:.*\n)*?^Version: (\S+)$", text, flags=re.MULTILINE)
+    return dict(sorted(entries))
 
 
 def load(client: DockerClient, tar: Path) -> str:

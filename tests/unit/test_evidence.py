@@ -10,8 +10,10 @@ import pytest
 from qvlfp8.errors import FileFormatError
 from qvlfp8.evidence import Evidence
 from qvlfp8.plan import Step
+from qvlfp8.project import Project
 from qvlfp8.results import Host, Record
 
+ROOT = Path(__file__).parents[2]
 KEY = "a" * 64
 
 
@@ -107,3 +109,19 @@ def test_each_vllm_is_spoken_for_by_one_accelerator(tmp_path: Path) -> None:
     assert accelerator_of(found, "lm-fp8", "b") is None
     assert accelerator_of(found.at("nvidia-h200"), "bf16", "a") == "NVIDIA H200"
     assert accelerator_of(found.at("nvidia-h200"), "lm-fp8", "b") == "NVIDIA H200"
+
+
+def test_every_committed_record_stands_for_a_step_of_the_plan() -> None:
+    """A lock that is made anew takes the evidence away that was made in it, and nothing else would say so."""
+    project = Project.open(ROOT / "matrix.yaml")
+    cells = project.cells(everything=True)
+    plan = project.plan(cells, project.locks(cells))
+    keys = {key for step in plan.steps.values() for key in step.evidence}
+    records = [(path, record) for path, record in project.evidence.records() if record.stage == "generate"]
+    assert records
+    assert not [path for path, record in records if record.evidence not in keys]
+
+
+def test_a_record_of_either_lock_for_a_gpu_stands(tmp_path: Path) -> None:
+    Evidence(tmp_path).add(record("c" * 64))
+    assert Evidence(tmp_path).record(step(evidence=("d" * 64, "c" * 64))) == record("c" * 64)
