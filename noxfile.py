@@ -112,6 +112,7 @@ def nightly(session: nox.Session) -> None:
     run(session, "pytest", "-q", "tests/compat", "--all")
     run(session, "qvlfp8", "truth")
     run(session, "qvlfp8", "base")
+    run(session, "python", "bench/base.py")
     run(session, "python", "bench/images.py", "--twice")
 
 

@@ -15,6 +15,14 @@ from pathlib import Path
 BUILD = Path("/build")
 SECRETS = Path("/run/secrets")
 
+_ENVIRONMENT = {
+    "PATH": os.environ["PATH"],
+    "HOME": "/tmp",  # noqa: S108 - a tmpfs of this build step alone
+    "PYTHONHASHSEED": "0",
+    # What is built from source imports what is installed; bytecode written then would hold times.
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
 
 def main() -> int:
     """Carry out the plan; the exit code is uv's."""
@@ -26,24 +34,25 @@ def main() -> int:
     created = uv(["venv", "--quiet", "--python", sys.executable, plan["environment"]], {})
     if created != 0:
         return created
-    # Each call compiles what it installs; unchecked, so that no time gets into the files.
-    compiled = {"UV_COMPILE_BYTECODE": "1", "PYC_INVALIDATION_MODE": "UNCHECKED_HASH"}
     for step in plan["steps"]:
-        code = uv(step["command"], {**step["variables"], **compiled})
+        code = uv(step["command"], step["variables"])
         if code != 0:
             return code
-    return 0
+    return compile_imported(Path(plan["environment"]) / "bin" / "python", plan["imports"])
+
+
+def compile_imported(python: Path, modules: list[str]) -> int:
+    """Compile what the environment's steps import, out of reach of any hub."""
+    environment = {**_ENVIRONMENT, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    command = [str(python), "-P", str(BUILD / "bytecode.py"), *modules]
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def uv(arguments: list[str], extra: dict[str, str]) -> int:
     """Run the mounted uv; it says on standard error what it does and why it cannot."""
     settings = SECRETS / "settings"
     environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": "/tmp",  # noqa: S108 - a tmpfs of this build step alone
-        "PYTHONHASHSEED": "0",
-        # What is built from source imports what is installed; bytecode written then would hold times.
-        "PYTHONDONTWRITEBYTECODE": "1",
+        **_ENVIRONMENT,
         "UV_CACHE_DIR": "/cache",
         "UV_LINK_MODE": "copy",
         "UV_NO_PROGRESS": "1",

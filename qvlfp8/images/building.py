@@ -152,7 +152,7 @@ class _Build:
         """Install, look at what was installed, and make the image with labels that tell it."""
         records = scratch / "records"
         torch = None if self._lock.released else self._lock.versions().get("torch")
-        context.write_context(folder, self._lock, torch=torch)
+        context.write_context(folder, self._lock, kind=self._environment.kind, torch=torch)
         secrets = context.write_secrets(scratch)
         common = [
             f"--file={bases.CONTAINERS / 'Dockerfile'}",

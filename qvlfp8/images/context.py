@@ -25,7 +25,34 @@ ENVIRONMENT = "/opt/env"
 """Where the environment lies in an image."""
 
 _BUILD = "/build"
-_SCRIPTS = ("install.py", "layers.py")
+_SCRIPTS = ("install.py", "layers.py", "bytecode.py")
+
+_TRANSFORMERS = (
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.processing_auto",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
+    "transformers.models.qwen2_vl.image_processing_qwen2_vl",
+    "transformers.models.qwen2.tokenization_qwen2_fast",
+)
+
+_IMPORTS: Mapping[str, tuple[str, ...]] = {
+    "quantize": (*_TRANSFORMERS, "modelopt.torch.quantization", "modelopt.torch.export"),
+    "serve": (
+        *_TRANSFORMERS,
+        "vllm.entrypoints.llm",
+        "vllm.entrypoints.openai.api_server",
+        "vllm.model_executor.models.qwen2_5_vl",
+        "vllm.model_executor.layers.quantization.modelopt",
+        "vllm.model_executor.model_loader.default_loader",
+        "vllm.v1.engine.core",
+        "vllm.v1.engine.llm_engine",
+        "vllm.v1.worker.gpu_worker",
+        "vllm.v1.worker.cpu_worker",
+    ),
+}
+"""What an environment's steps import, directly or not: the modules whose bytecode its image has. One that
+some version lacks is skipped."""
 
 _SETTINGS = re.compile(
     r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INDEX_STRATEGY|INSECURE_HOST|HTTP_TIMEOUT"
@@ -83,15 +110,16 @@ def build_digest(lock: Lock, kind: str) -> str:
     except FileNotFoundError as error:
         raise BuildError(f"{error.filename} is missing", mend="run from a clone of the repository") from None
     steps = [[step.arguments, step.variables, step.built] for step in installs(lock)]
-    return digest.of_json({"files": files, "steps": steps, "kind": kind})
+    return digest.of_json({"files": files, "steps": steps, "kind": kind, "imports": _IMPORTS[kind]})
 
 
 def write_context(
-    folder: Path, lock: Lock, *, torch: str | None, environment: Mapping[str, str] = os.environ
+    folder: Path, lock: Lock, *, kind: str, torch: str | None, environment: Mapping[str, str] = os.environ
 ) -> None:
     """Fill an empty folder with what the Dockerfile mounts.
 
     Args:
+        kind: of the environment.
         torch: the torch that the lock pins, if a CPU build of it must be found; None for released packages.
 
     Raises:
@@ -115,7 +143,12 @@ def write_context(
             f"{_BUILD}/lock-{number}.txt", python=f"{ENVIRONMENT}/bin/python", places=tuple(places)
         )
         steps.append({"command": command, "variables": step.variables})
-    plan = {"python": python_of(lock), "environment": ENVIRONMENT, "steps": steps}
+    plan = {
+        "python": python_of(lock),
+        "environment": ENVIRONMENT,
+        "steps": steps,
+        "imports": _IMPORTS[kind],
+    }
     (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
 
 

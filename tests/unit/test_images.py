@@ -192,7 +192,9 @@ def test_a_context_has_the_lock_and_the_commands_and_no_word_of_where_the_index_
     folder, secret = tmp_path / "context", tmp_path / "secret"
     folder.mkdir()
     secret.mkdir()
-    context.write_context(folder, write_lock(tmp_path, WITH_VLLM), torch="2.13.0+cpu", environment=settings)
+    context.write_context(
+        folder, write_lock(tmp_path, WITH_VLLM), kind="serve", torch="2.13.0+cpu", environment=settings
+    )
     secrets = context.write_secrets(secret, settings)
     assert {path.name for path in (folder / "wheels").iterdir()} == {fitting}
     plan = json.loads((folder / "plan.json").read_text())
@@ -202,6 +204,7 @@ def test_a_context_has_the_lock_and_the_commands_and_no_word_of_where_the_index_
     assert wheel_step["command"][-3:] == ["--find-links", "/build/wheels", "/build/lock-0.txt"]
     assert source_step["command"][-2:] == ["--requirements", "/build/lock-1.txt"]
     assert source_step["variables"]["VLLM_TARGET_DEVICE"] == "empty"
+    assert "vllm.entrypoints.llm" in plan["imports"]
     assert "vllm" not in (folder / "lock-0.txt").read_text()
     assert (folder / "lock-1.txt").read_text().startswith("vllm==0.26.0")
     for path in folder.iterdir():
@@ -248,7 +251,9 @@ def test_released_packages_are_installed_as_they_are(tmp_path: Path) -> None:
     folder = tmp_path / "context"
     folder.mkdir()
     lock = write_lock(tmp_path, WITH_VLLM, released=True)
-    context.write_context(folder, lock, torch=None, environment={"PIP_FIND_LINKS": str(tmp_path)})
+    context.write_context(
+        folder, lock, kind="serve", torch=None, environment={"PIP_FIND_LINKS": str(tmp_path)}
+    )
     (step,) = json.loads((folder / "plan.json").read_text())["steps"]
     assert "--torch-backend" not in step["command"]
     assert "vllm==0.26.0" in (folder / "lock-0.txt").read_text()
