@@ -111,7 +111,7 @@ def bump(lock: Lock, scratch: Path) -> Lock | None:
         return None
     path = scratch / lock.path.name
     path.write_text(text.replace(here[0], other), encoding="utf-8")
-    return Lock(path=path, digest=digest.of_file(path), released=lock.released)
+    return Lock(path=path, digest=digest.of_file(path), target=lock.target)
 
 
 _WHEELS = """

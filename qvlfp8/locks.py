@@ -65,10 +65,14 @@ class Lock:
 
     path: Path
     digest: str
-    released: bool = False
-    """As for :attr:`Request.released`."""
+    target: Target = "cpu"
     unresolved: str | None = None
     """The resolver's reason, if there are no such versions: nothing can be installed from it."""
+
+    @property
+    def released(self) -> bool:
+        """As for :attr:`Request.released`."""
+        return self.target != "cpu"
 
     def versions(self) -> dict[str, str]:
         """Package -> version, as pinned."""
@@ -154,7 +158,7 @@ def find_lock(matrix: Matrix, environment: Environment, target: Target = "cpu") 
     return Lock(
         path=path,
         digest=digest.of_file(path),
-        released=target != "cpu",
+        target=target,
         unresolved=_reason(path.read_text(encoding="utf-8")),
     )
 

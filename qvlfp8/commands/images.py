@@ -160,13 +160,14 @@ def _json(one: Listed) -> dict[str, object]:
 
 def _print(listed: Sequence[Listed]) -> None:
     grid = Table(box=None, pad_edge=False)
-    for column in ("image", "id", "GB", "age", "cells", ""):
+    for column in ("image", "for", "id", "GB", "age", "cells", ""):
         grid.add_column(column, no_wrap=True, justify="right" if column in {"GB", "age", "cells"} else "left")
     for one in listed:
         state = "up to date" if one.current else "out of date"
         grid.add_row(
-            one.name, one.image.id.removeprefix("sha256:")[:12], f"{one.image.size / 1e9:.2f}",
-            _age(one.image.created), str(one.cells or ""), state if one.image.environment else "base",
+            one.name, one.image.target, one.image.id.removeprefix("sha256:")[:12],
+            f"{one.image.size / 1e9:.2f}", _age(one.image.created), str(one.cells or ""),
+            state if one.image.environment else "base",
         )  # fmt: skip
     Console(width=max(Console().width, Console(width=1000).measure(grid).maximum)).print(grid)
     if not listed:

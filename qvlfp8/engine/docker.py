@@ -24,7 +24,7 @@ from qvlfp8.engine.docker_daemon import facts_of, understood
 from qvlfp8.engine.docker_folders import check_readable, given, hand_over, links_out, reachable
 from qvlfp8.engine.process import Processes, Stopped
 from qvlfp8.environments import Environment
-from qvlfp8.errors import ImageError
+from qvlfp8.errors import GpuRuntimeError, ImageError
 from qvlfp8.hub import hub_cache
 from qvlfp8.images import Image
 from qvlfp8.images.daemon import connect
@@ -189,6 +189,11 @@ class DockerEngine:
         if image is None:
             raise ImageError(
                 f"{environment.id}: its image is gone", mend=f"`qvlfp8 build {environment.id}`, and run again"
+            )
+        if lock.released and self._facts.podman:
+            raise GpuRuntimeError(
+                "Podman's compatible API leaves out the GPUs that a container asks for",
+                mend="use Docker with the NVIDIA Container Toolkit, or engine venv",
             )
         spec.chmod(0o644)
         self._used[lock.digest] = image

@@ -31,6 +31,8 @@ class Facts:
     """It runs as a plain user, who is root inside its containers."""
     remapped: bool = False
     """It shifts the user ids of containers, unless told otherwise."""
+    podman: bool = False
+    """It is Podman, through its compatible API."""
 
 
 def facts_of(client: DockerClient) -> Facts:
@@ -41,11 +43,13 @@ def facts_of(client: DockerClient) -> Facts:
     """
     with understood():
         said = client.info()
+        parts = client.version().get("Components") or []
     options = said.get("SecurityOptions") or []
     return Facts(
         memory=int(said["MemTotal"]),
         rootless=any(option.startswith("name=rootless") for option in options),
         remapped=any(option.startswith("name=userns") for option in options),
+        podman=any(part.get("Name") == "Podman Engine" for part in parts),
     )
 
 
@@ -94,7 +98,9 @@ def _answered(said: str) -> QvlError:
             f"the Docker daemon does not see this machine's files: {said}",
             mend="use a daemon of this machine (unset DOCKER_HOST): steps read and write folders of yours",
         )
-    if "No such image" in said:
+    if "container-init binary not found" in said:
+        return WorkerError(f"Podman cannot start a container: {said}", mend="apt-get install catatonit")
+    if "no such image" in said.lower():
         return ImageError(f"the Docker daemon has not got it: {said}", mend="`qvlfp8 build`, and run again")
     if "exec format error" in said:
         return ImageError(

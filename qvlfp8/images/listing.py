@@ -10,7 +10,7 @@ from qvlfp8.errors import LockError
 from qvlfp8.images import base as bases
 from qvlfp8.images import context, daemon
 from qvlfp8.images.building import UNFINISHED, wanted
-from qvlfp8.images.image import KIND, Image, Made, named_at, reference
+from qvlfp8.images.image import KIND, Image, Made, named_at, reference, tags
 from qvlfp8.locking import of_matrix
 from qvlfp8.locks import read_lock
 from qvlfp8.matrix import Matrix
@@ -49,7 +49,7 @@ def list_images(client: DockerClient, matrix: Matrix) -> list[Listed]:
             Listed(
                 image=image,
                 name=_name(entry),
-                current=reference(is_made) in _tags(entry) and any(is_made.serves(one) for one in made),
+                current=reference(is_made) in tags(entry) and any(is_made.serves(one) for one in made),
                 cells=_cells(matrix, image.environment),
             )
         )
@@ -86,24 +86,20 @@ def _bases(client: DockerClient, found: Sequence[Listed]) -> Iterable[Listed]:
             created=named_at(inspected),
         )  # fmt: skip
         needed = inspected["RootFS"]["Layers"][0] in _first_layers(client, found)
-        yield Listed(image=image, name=_name(entry), current=bool(_tags(entry)) or needed, cells=0)
+        yield Listed(image=image, name=_name(entry), current=bool(tags(entry)) or needed, cells=0)
 
 
 def _first_layers(client: DockerClient, found: Sequence[Listed]) -> Iterable[str]:
     return (daemon.inspect(client, one.image.id)["RootFS"]["Layers"][0] for one in found)
 
 
-def _tags(entry: Mapping[str, Any]) -> list[str]:
-    return [tag for tag in entry["RepoTags"] or () if tag != "<none>:<none>"]
-
-
 def _name(entry: Mapping[str, Any]) -> str:
-    return next(iter(_tags(entry)), str(entry["Id"]))
+    return next(iter(tags(entry)), str(entry["Id"]))
 
 
 def _ours(entry: Mapping[str, Any], *names: str) -> bool:
     """Whether an image has no name but ours: what somebody builds on one of ours has its labels, too."""
-    return all(tag.startswith(names) for tag in _tags(entry))
+    return all(tag.startswith(names) for tag in tags(entry))
 
 
 def prune(client: DockerClient, listed: Iterable[Listed]) -> tuple[list[Listed], list[Listed]]:

@@ -336,8 +336,8 @@ def test_an_error_in_the_caller_leaves_no_container(yard: Yard) -> None:
 def test_a_gpu_without_nvidia_runtime(yard: Yard) -> None:
     if "nvidia" in yard.client.info()["Runtimes"] or Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has an NVIDIA runtime")
-    yard.lock = Lock(path=yard.lock.path, digest=yard.lock.digest, released=True)
-    with pytest.raises(GpuRuntimeError, match="could not select device driver"):
+    yard.lock = Lock(path=yard.lock.path, digest=yard.lock.digest, target="cuda")
+    with pytest.raises(GpuRuntimeError, match=r"could not select device driver|Podman's compatible API"):
         yard.run(yard.job("look"))
 
 
@@ -349,7 +349,7 @@ def test_an_image_that_is_gone(yard: Yard, docker_client: DockerClient) -> None:
     yard.engine = DockerEngine(
         announce=yard.said.append, client=docker_client, images=OneImage("sha256:" + "0" * 64)
     )
-    with pytest.raises(ImageError, match="No such image"):
+    with pytest.raises(ImageError, match=r"(?i)no such image"):
         yard.run(yard.job("read"))
 
 

@@ -37,6 +37,8 @@ from tests.unit.test_cli import fails, qvlfp8
         ('could not select device driver "" with capabilities: [[gpu]]', GpuRuntimeError),
         ("Unknown runtime specified nvidia", GpuRuntimeError),
         ("No such image: sha256:00", ImageError),
+        ("no such image: docker.io/library/sha256:00: image not known", ImageError),
+        ("container-init binary not found on the host", WorkerError),
         ("standard_init_linux.go: exec user process caused: exec format error", ImageError),
         ("mkdir /var/lib/docker/overlay2/x: no space left on device", StoreWriteError),
         ('invalid mount config for type "bind": bind source path does not exist: /x', UsageError),

@@ -29,7 +29,7 @@ from qvlfp8.images.image import Image, Made, labels_of, reference
 from qvlfp8.locks import Lock
 
 MADE = Made(environment="modelopt-0.47.0", lock="ab" * 32, base="sha256:base", build="cd" * 32)
-LABELS = labels_of(MADE, manifest="ef" * 32, sbom="01" * 32, versions={"torch": "2.13.0+cpu"})
+LABELS = labels_of(MADE, target="cpu", manifest="ef" * 32, sbom="01" * 32, versions={"torch": "2.13.0+cpu"})
 PURE = "# python 3.11 · somewhere · packages up to today\nsix==1.17.0 \\\n    --hash=sha256:00\n"
 WITH_VLLM = PURE + "torch==2.13.0+cpu \\\n    --hash=sha256:01\nvllm==0.26.0 \\\n    --hash=sha256:02\n"
 
@@ -37,7 +37,7 @@ WITH_VLLM = PURE + "torch==2.13.0+cpu \\\n    --hash=sha256:01\nvllm==0.26.0 \\\
 def write_lock(folder: Path, text: str, *, released: bool = False) -> Lock:
     path = folder / "lock.txt"
     path.write_text(text)
-    return Lock(path=path, digest=digest.of_file(path), released=released)
+    return Lock(path=path, digest=digest.of_file(path), target="cuda" if released else "cpu")
 
 
 def test_labels_say_what_an_image_is_made_from_and_are_read_back() -> None:
