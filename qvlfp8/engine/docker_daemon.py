@@ -31,8 +31,14 @@ class Facts:
     """It runs as a plain user, who is root inside its containers."""
     remapped: bool = False
     """It shifts the user ids of containers, unless told otherwise."""
+    unlimited: tuple[str, ...] = ()
+    """What it cannot limit: it drops such limits without a word."""
     podman: bool = False
     """It is Podman, through its compatible API."""
+
+
+_LIMITS = {"MemoryLimit": "memory", "PidsLimit": "processes"}
+"""What a daemon says it can limit, by the key of its own word."""
 
 
 def facts_of(client: DockerClient) -> Facts:
@@ -49,6 +55,7 @@ def facts_of(client: DockerClient) -> Facts:
         memory=int(said["MemTotal"]),
         rootless=any(option.startswith("name=rootless") for option in options),
         remapped=any(option.startswith("name=userns") for option in options),
+        unlimited=tuple(what for key, what in _LIMITS.items() if said.get(key) is False),
         podman=any(part.get("Name") == "Podman Engine" for part in parts),
     )
 

@@ -58,6 +58,7 @@ def _fill(tar: tarfile.TarFile) -> None:
         _add(tar, Path(library), library if "/ld-" in library else f"/usr/lib/{Path(library).name}")
     link = tarfile.TarInfo("opt/env/bin/python")
     link.type, link.linkname = tarfile.SYMTYPE, f"/opt/python/bin/{python.name}"
+    _add_parents(tar, Path(link.name))
     tar.addfile(link)
     secret = tarfile.TarInfo(SECRET.lstrip("/"))
     secret.mode, secret.size = 0o600, 6
@@ -79,8 +80,19 @@ def _fill(tar: tarfile.TarFile) -> None:
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
     info = tarfile.TarInfo(name.lstrip("/"))
     info.size, info.mode = path.stat().st_size, 0o755
+    _add_parents(tar, Path(info.name))
     with path.open("rb") as stream:
         tar.addfile(info, stream)
+
+
+def _add_parents(tar: tarfile.TarFile, path: Path) -> None:
+    """What a daemon makes by itself of missing folders is not for everybody to enter, in some storage drivers."""
+    there = set(tar.getnames())
+    for parent in reversed(path.parents[:-1]):
+        if str(parent) not in there:
+            folder = tarfile.TarInfo(str(parent))
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(folder)
 
 
 def _libraries(*programs: Path) -> set[str]:

@@ -10,13 +10,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docker.errors import APIError
 from requests.exceptions import ConnectionError as NoConnection
 
 from qvlfp8.engine import docker_leftovers as leftovers
-from qvlfp8.engine.docker_daemon import understand, understood
+from qvlfp8.engine.docker_daemon import Facts, facts_of, understand, understood
 from qvlfp8.errors import (
     DaemonError,
     DaemonPermissionError,
@@ -50,6 +51,36 @@ def test_what_the_daemon_says(said: str, kind: type[QvlError]) -> None:
     assert type(error) is kind
     assert said in error.problem
     assert error.mend
+
+
+class Told:
+    """A daemon that says this of itself; one of these kinds is seldom at hand."""
+
+    def __init__(self, name: str, **info: object) -> None:
+        self._name = name
+        self._info = {"MemTotal": 1 << 34, "SecurityOptions": ["name=seccomp,profile=default"], **info}
+
+    def info(self) -> dict[str, object]:
+        return self._info
+
+    def version(self) -> dict[str, object]:
+        return {"Components": [{"Name": self._name}]}
+
+
+@pytest.mark.parametrize(
+    ("daemon", "facts"),
+    [
+        (Told("Engine", MemoryLimit=True, PidsLimit=True), Facts(memory=1 << 34)),
+        (Told("Podman Engine"), Facts(memory=1 << 34, podman=True)),
+        (
+            Told("Engine", MemoryLimit=False, PidsLimit=False, SecurityOptions=["name=rootless"]),
+            Facts(memory=1 << 34, rootless=True, unlimited=("memory", "processes")),
+        ),
+        (Told("Engine", SecurityOptions=["name=userns"]), Facts(memory=1 << 34, remapped=True)),
+    ],
+)
+def test_what_a_daemon_is_like(daemon: Any, facts: Facts) -> None:
+    assert facts_of(daemon) == facts
 
 
 def test_a_daemon_that_went_away() -> None:
