@@ -104,8 +104,8 @@ class DockerEngine:
         self._used: dict[str, Image] = {}
         self._stopped = False
         if self._facts.unlimited:
-            limits = " and ".join(self._facts.unlimited)
-            announce(f"# this daemon cannot limit {limits}: a step may take all that this machine has")
+            what = " and ".join(self._facts.unlimited)
+            announce(f"# this daemon cannot limit {what}: a step may take all that this machine has")
         for name in leftovers.reap(self._client):
             announce(f"docker rm --force {name}")
 

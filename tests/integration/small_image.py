@@ -86,7 +86,7 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 def _add_parents(tar: tarfile.TarFile, path: Path) -> None:
-    """What a daemon makes by itself of missing folders is not for everybody to enter, in some storage drivers."""
+    """A folder that a daemon makes by itself, not everybody may enter in some storage drivers."""
     there = set(tar.getnames())
     for parent in reversed(path.parents[:-1]):
         if str(parent) not in there:
