@@ -38,14 +38,15 @@ def main() -> int:
         code = uv(step["command"], step["variables"])
         if code != 0:
             return code
-    return compile_imported(Path(plan["environment"]) / "bin" / "python", plan["imports"])
-
-
-def compile_imported(python: Path, modules: list[str]) -> int:
-    """Compile what the environment's steps import, out of reach of any hub."""
+    python = str(Path(plan["environment"]) / "bin" / "python")
+    # Out of reach of any hub.
     environment = {**_ENVIRONMENT, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    command = [str(python), "-P", str(BUILD / "bytecode.py"), *modules]
-    return subprocess.run(command, env=environment, check=False).returncode
+    for arguments in plan["bytecode"]:
+        command = [python, "-P", str(BUILD / "bytecode.py"), *arguments]
+        code = subprocess.run(command, env=environment, check=False).returncode
+        if code != 0:
+            return code
+    return 0
 
 
 def uv(arguments: list[str], extra: dict[str, str]) -> int:

@@ -27,6 +27,14 @@ ENVIRONMENT = "/opt/env"
 _BUILD = "/build"
 _SCRIPTS = ("install.py", "layers.py", "bytecode.py")
 
+_TORCH = (
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "torch.ao.quantization",
+    "torch.distributed.fsdp",
+    "torch.export",
+)
+
 _TRANSFORMERS = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.processing_auto",
@@ -51,8 +59,16 @@ _IMPORTS: Mapping[str, tuple[str, ...]] = {
         "vllm.v1.worker.cpu_worker",
     ),
 }
-"""What an environment's steps import, directly or not: the modules whose bytecode its image has. One that
-some version lacks is skipped."""
+"""What an environment's steps import, directly or not. What some version lacks is skipped."""
+
+_SHARED = "torch"
+"""The heavy package whose layer environments share: what of it is compiled is the same in all of them."""
+
+
+def bytecode(kind: str) -> tuple[tuple[str, ...], ...]:
+    """The calls of containers/bytecode.py for a kind of environment."""
+    return (f"--only={_SHARED}", *_TORCH), (f"--but={_SHARED}", *_IMPORTS[kind])
+
 
 _SETTINGS = re.compile(
     r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INDEX_STRATEGY|INSECURE_HOST|HTTP_TIMEOUT"
@@ -110,7 +126,7 @@ def build_digest(lock: Lock, kind: str) -> str:
     except FileNotFoundError as error:
         raise BuildError(f"{error.filename} is missing", mend="run from a clone of the repository") from None
     steps = [[step.arguments, step.variables, step.built] for step in installs(lock)]
-    return digest.of_json({"files": files, "steps": steps, "kind": kind, "imports": _IMPORTS[kind]})
+    return digest.of_json({"files": files, "steps": steps, "kind": kind, "bytecode": bytecode(kind)})
 
 
 def write_context(
@@ -147,7 +163,7 @@ def write_context(
         "python": python_of(lock),
         "environment": ENVIRONMENT,
         "steps": steps,
-        "imports": _IMPORTS[kind],
+        "bytecode": bytecode(kind),
     }
     (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
 

@@ -316,9 +316,32 @@ def test_real_environments_are_built_from_their_locks(
         if one.image.environment == environment and one.current
     ]
     assert found.cells > 0
-    # A step starts twice as fast with bytecode, of what is built from source and of all that it needs.
+    # A step starts twice as fast with bytecode, of what is built from source and of what it needs.
     code = "import importlib.util as u, os; print([os.path.exists(u.find_spec(n).cached) for n in names])"
     names = ("torch", "transformers", found.image.environment.partition("-")[0])
     command = ["python", "-c", f"names = {names!r}; {code}"]
     said = client.containers.run(found.image.id, command, network_mode="none", remove=True)
     assert said.decode().strip() == "[True, True, True]"
+
+
+def test_environments_of_different_kinds_share_the_heaviest_layer(
+    shipped: Project, client: DockerClient
+) -> None:
+    """torch is half of an image: what is compiled of it must not depend on who imports it."""
+    for environment in ("modelopt-0.47.0", "vllm-0.26.0"):
+        assert main(["build", environment, "--matrix", str(shipped.matrix.path)]) == 0
+    one, other = (
+        [
+            layer
+            for layer, entry in zip(
+                layers_of(client, listed.image),
+                reversed(client.images.get(listed.image.id).history()),
+                strict=True,
+            )
+            if "torch 2.13.0+cpu" in entry["CreatedBy"]
+        ]
+        for listed in list_images(client, shipped.matrix)
+        if listed.image.environment in {"modelopt-0.47.0", "vllm-0.26.0"} and listed.current
+    )
+    assert len(one) == 1
+    assert one == other

@@ -206,7 +206,9 @@ def test_a_context_has_the_lock_and_the_commands_and_no_word_of_where_the_index_
     assert wheel_step["command"][-3:] == ["--find-links", "/build/wheels", "/build/lock-0.txt"]
     assert source_step["command"][-2:] == ["--requirements", "/build/lock-1.txt"]
     assert source_step["variables"]["VLLM_TARGET_DEVICE"] == "empty"
-    assert "vllm.entrypoints.llm" in plan["imports"]
+    shared, own = plan["bytecode"]
+    assert shared == list(context.bytecode("quantize")[0])
+    assert "vllm.entrypoints.llm" in own
     assert "vllm" not in (folder / "lock-0.txt").read_text()
     assert (folder / "lock-1.txt").read_text().startswith("vllm==0.26.0")
     for path in folder.iterdir():

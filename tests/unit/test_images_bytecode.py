@@ -10,7 +10,9 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "containers" / "bytecode.py"
 PACKAGES = {
-    "entry": "import used\nimport json\n",
+    "entry": "import used\nimport other.used\nimport json\n",
+    "other": "",
+    "other/used": "",
     "used": "import used.inner\n",
     "used/inner": "",
     "unused": "",
@@ -18,6 +20,8 @@ PACKAGES = {
     "before": "",
     "ends": "raise SystemExit(3)\n",
 }
+USED = {"used/__init__", "used/inner"}
+OTHER = {"other/__init__", "other/used"}
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def compile_with(environment: Path, *modules: str) -> str:
 
 def test_what_is_imported_is_compiled_and_nothing_else(environment: Path) -> None:
     compile_with(environment, "entry")
-    assert compiled(environment).keys() == {"entry", "used/__init__", "used/inner"}
+    assert compiled(environment).keys() == {"entry", *USED, *OTHER}
     # Outside the environment nothing is written: json is the base's.
     assert not list(environment.rglob("*json*.pyc"))
 
@@ -63,6 +67,15 @@ def test_a_module_that_cannot_be_imported_is_named_and_stops_nothing(environment
     assert "nowhere cannot be imported here: ModuleNotFoundError" in said
     assert "ends cannot be imported here: SystemExit: 3" in said
     assert {"half", "before", "entry"} <= compiled(environment).keys()
+
+
+def test_a_package_by_itself_and_the_rest(environment: Path) -> None:
+    compile_with(environment, "--only=used", "entry")
+    assert compiled(environment).keys() == USED
+    for path in environment.rglob("*.pyc"):
+        path.unlink()
+    compile_with(environment, "--but=used", "entry")
+    assert compiled(environment).keys() == {"entry", *OTHER}
 
 
 def test_bytecode_holds_no_time(environment: Path) -> None:
