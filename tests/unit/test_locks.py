@@ -10,6 +10,7 @@ from qvlfp8.matrix import read_matrix
 from tests.unit.factory import MATRIX, open_project
 
 ROOT = Path(__file__).parents[2]
+TARGETS: tuple[locks.Target, ...] = ("bundle", "cuda")
 
 
 def test_every_shipped_lock_belongs_to_its_environment_and_pins_what_its_line_says() -> None:
@@ -70,3 +71,16 @@ def test_a_missing_lock_says_how_to_make_it(tmp_path: Path) -> None:
     locks.path_of(project.matrix, project.matrix.file.serve[0]).unlink()
     with pytest.raises(LockError, match=r"no lock for vllm-0\.10\.2"):
         project.locks(project.matrix.cells)
+
+
+def test_records_of_a_bundle_stand_for_the_same_vllm_torch_and_transformers() -> None:
+    """Evidence of a GPU host is made in the bundle's lock and shown for the environment."""
+    matrix = read_matrix(ROOT / "matrix.yaml")
+    bundled = [
+        environment for environment, target in locking.of_matrix(matrix).values() if target == "bundle"
+    ]
+    assert bundled
+    for environment in bundled:
+        one, other = (locks.read_lock(matrix, environment, target).versions() for target in TARGETS)
+        for package in ("vllm", "torch", "transformers"):
+            assert one[package] == other[package], (environment.id, package)
