@@ -16,10 +16,13 @@ import importlib
 import importlib.machinery
 import os
 import py_compile
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from types import CodeType
+
+_REPORT = "--report-imports"
 
 
 class Watched(importlib.machinery.SourceFileLoader):
@@ -33,21 +36,30 @@ class Watched(importlib.machinery.SourceFileLoader):
         return super().get_code(fullname)
 
 
-def imported(modules: list[str]) -> list[Path]:
-    """The source files of the environment that importing these modules loads."""
+def report_imports(modules: list[str]) -> None:
+    """Import modules, print which source files that loaded, and leave at once: there may be threads."""
     finder = importlib.machinery.FileFinder.path_hook(
         (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
         (Watched, importlib.machinery.SOURCE_SUFFIXES),
     )
     sys.path_hooks.insert(0, finder)
     sys.path_importer_cache.clear()
+    said, sys.stdout = sys.stdout, sys.stderr
     for module in modules:
         try:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:
             print(f"{module} cannot be imported here: {type(error).__name__}: {error}", file=sys.stderr)
+    print("\n".join(sorted(Watched.seen)), file=said, flush=True)
+    os._exit(0)
+
+
+def imported(modules: list[str]) -> list[Path]:
+    """The source files of the environment that importing these modules loads."""
+    command = [sys.executable, "-P", __file__, _REPORT, *modules]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     inside = Path(sys.prefix)
-    return sorted(path for path in map(Path, Watched.seen) if path.is_relative_to(inside))
+    return [path for path in map(Path, said.splitlines()) if path.is_relative_to(inside)]
 
 
 def package_of(path: Path) -> str | None:
@@ -57,24 +69,30 @@ def package_of(path: Path) -> str | None:
 
 
 def main(arguments: list[str]) -> None:
-    """Import, compile what that loaded, and leave at once: what was imported may have threads."""
+    """Compile what importing the modules loads.
+
+    The importing is another process's: strings that live elsewhere in the process that compiles are marked in
+    the bytecode, and would make it depend on what else is imported.
+    """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", help="compile this package's files alone")
-    parser.add_argument("--but", help="compile all but this package's files")
+    parser.add_argument("--only", action="append", help="compile these packages' files alone")
+    parser.add_argument("--but", action="append", default=[], help="compile all but these packages' files")
     parser.add_argument("modules", nargs="+")
     asked = parser.parse_args(arguments)
     paths = [
         path
         for path in imported(asked.modules)
-        if asked.only in {None, package_of(path)} and asked.but != package_of(path)
+        if (asked.only is None or package_of(path) in asked.only) and package_of(path) not in asked.but
     ]
     for path in paths:
         py_compile.compile(
             str(path), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
         )
-    print(f"compiled {len(paths)} files", file=sys.stderr, flush=True)
-    os._exit(0)
+    print(f"compiled {len(paths)} files", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == [_REPORT]:
+        report_imports(sys.argv[2:])
+    else:
+        main(sys.argv[1:])

@@ -61,13 +61,15 @@ _IMPORTS: Mapping[str, tuple[str, ...]] = {
 }
 """What an environment's steps import, directly or not. What some version lacks is skipped."""
 
-_SHARED = "torch"
-"""The heavy package whose layer environments share: what of it is compiled is the same in all of them."""
+_SHARED = ("torch", "torchgen", "functorch")
+"""What torch's wheel holds, whose layer environments share: what of it is compiled is the same in all."""
 
 
 def bytecode(kind: str) -> tuple[tuple[str, ...], ...]:
     """The calls of containers/bytecode.py for a kind of environment."""
-    return (f"--only={_SHARED}", *_TORCH), (f"--but={_SHARED}", *_IMPORTS[kind])
+    shared = (*(f"--only={package}" for package in _SHARED), *_TORCH)
+    own = (*(f"--but={package}" for package in _SHARED), *_IMPORTS[kind])
+    return shared, own
 
 
 _SETTINGS = re.compile(

@@ -69,6 +69,14 @@ def test_a_module_that_cannot_be_imported_is_named_and_stops_nothing(environment
     assert {"half", "before", "entry"} <= compiled(environment).keys()
 
 
+def test_what_is_imported_does_not_live_in_the_process_that_compiles(environment: Path) -> None:
+    """Bytecode has marks of which strings lived elsewhere in that process: it would depend on all imports."""
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "meddles.py").write_text("import py_compile\npy_compile.compile = None\n")
+    compile_with(environment, "meddles", "entry")
+    assert {"meddles", "entry"} <= compiled(environment).keys()
+
+
 def test_a_package_by_itself_and_the_rest(environment: Path) -> None:
     compile_with(environment, "--only=used", "entry")
     assert compiled(environment).keys() == USED
