@@ -19,47 +19,60 @@ import py_compile
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from types import CodeType
 
-_REPORT = "--report-imports"
+_REPORT = "QVLFP8_REPORT"
+"""Names the file that a process which only imports writes to."""
 
 
 class Watched(importlib.machinery.SourceFileLoader):
-    """Python's own loader of source files, which remembers what it has loaded."""
-
-    seen: set[str] = set()  # noqa: RUF012  (of all loaders)
+    """Python's own loader of source files, which writes down what it loads at once: a module may end all."""
 
     def get_code(self, fullname: str) -> CodeType | None:
         """The module's code."""
-        self.seen.add(self.path)
+        with Path(os.environ[_REPORT]).open("a", encoding="utf-8") as report:
+            report.write(f"{self.path}\n")
         return super().get_code(fullname)
 
 
-def report_imports(modules: list[str]) -> None:
-    """Import modules, print which source files that loaded, and leave at once: there may be threads."""
+def import_all(modules: list[str]) -> None:
+    """Import modules, and leave at once: there may be threads by now."""
     finder = importlib.machinery.FileFinder.path_hook(
         (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
         (Watched, importlib.machinery.SOURCE_SUFFIXES),
     )
     sys.path_hooks.insert(0, finder)
     sys.path_importer_cache.clear()
-    said, sys.stdout = sys.stdout, sys.stderr
     for module in modules:
         try:
             importlib.import_module(module)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             print(f"{module} cannot be imported here: {type(error).__name__}: {error}", file=sys.stderr)
-    print("\n".join(sorted(Watched.seen)), file=said, flush=True)
+    sys.stderr.flush()
     os._exit(0)
 
 
 def imported(modules: list[str]) -> list[Path]:
-    """The source files of the environment that importing these modules loads."""
-    command = [sys.executable, "-P", __file__, _REPORT, *modules]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    """The source files of the environment that importing these modules loads.
+
+    One module ends the process for itself alone: the others are imported in another one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report"
+        report.touch()
+        environment = {**os.environ, _REPORT: str(report)}
+        command = [sys.executable, "-P", __file__, *modules]
+        ended = subprocess.run(command, env=environment, check=False, stdout=sys.stderr)
+        if ended.returncode != 0:
+            for module in modules:
+                one = subprocess.run([*command[:3], module], env=environment, check=False, stdout=sys.stderr)
+                if one.returncode != 0:
+                    print(f"{module} ends Python here: {one.returncode}", file=sys.stderr)
+        paths = sorted({Path(line) for line in report.read_text(encoding="utf-8").splitlines()})
     inside = Path(sys.prefix)
-    return [path for path in map(Path, said.splitlines()) if path.is_relative_to(inside)]
+    return [path for path in paths if path.is_relative_to(inside)]
 
 
 def package_of(path: Path) -> str | None:
@@ -92,7 +105,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [_REPORT]:
-        report_imports(sys.argv[2:])
+    if _REPORT in os.environ:
+        import_all(sys.argv[1:])
     else:
         main(sys.argv[1:])

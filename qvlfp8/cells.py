@@ -175,9 +175,14 @@ class Cell(Strict):
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Its stages. What is run on any machine need not be foretold: the CPU build has no preflight."""
+        """Its stages. What is run on any machine need not be foretold: the CPU build has no preflight.
+
+        Packages on trial are asked by the loader alone: where nothing loads there is nothing to compare.
+        """
         foretold = self.serve.device == "cuda" or self.model.reference == "random"
-        return tuple(stage for stage in self.model.stages if foretold or stage != "preflight")
+        without = set() if foretold else {"preflight"}
+        without |= set(GENERATED) if self.serve.label else set()
+        return tuple(stage for stage in self.model.stages if stage not in without)
 
     def subject(self, stage: Stage) -> str:
         """What the stage is about: the checkpoint alone, or the cell."""

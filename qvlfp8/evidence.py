@@ -67,8 +67,8 @@ class Evidence:
         """The records that are found by key: of each vLLM (and variant) those of one accelerator."""
         runs: dict[str, dict[str, list[Path]]] = {}
         for path in self._paths():
-            accelerator, serve, _ = path.parts[-3:]
-            if self._accelerator in {None, accelerator}:
+            accelerator, serve, name = path.parts[-3:]
+            if self._accelerator in {None, accelerator} and name != "truth.json":
                 runs.setdefault(serve, {}).setdefault(accelerator, []).append(path)
         for folders in runs.values():
             yield from max(folders.values(), key=len)
@@ -111,7 +111,10 @@ def _contradiction(record: Record, step: Step) -> str | None:
     }
     if record.measured:
         said["measured.options"] = (record.measured.get("options"), step.params.get("options"))
-        said["environment.vllm"] = (f"vllm-{record.environment.get('vllm')}", step.environment)
+        vllm = f"vllm-{record.environment.get('vllm')}"
+        # Behind the version an environment may have a label.
+        named = step.environment if f"{step.environment}-".startswith(f"{vllm}-") else None
+        said["environment.vllm"] = (step.environment, named)
     return next((name for name, (one, other) in said.items() if one != other), None)
 
 

@@ -64,7 +64,7 @@ def read_results(
     host = _read(out / HOST)
     for folder in sorted(path.parent for path in out.glob(f"*/{RESULT}")):
         ran, result = _read(folder / RAN), _read(folder / RESULT)
-        reason = _changed(out, listed, folder) or _contradiction(ran, result, expected)
+        reason = _changed(out, listed, folder) or _contradiction(ran, result, expected) or _lacking(host, ran)
         if reason:
             rejected.append(Rejected(job=folder.name, reason=reason))
             continue
@@ -113,7 +113,7 @@ def _changed(out: Path, listed: Mapping[str, str], folder: Path) -> str | None:
 def _contradiction(
     ran: Mapping[str, Any], result: Mapping[str, Any], expected: Mapping[str, Expected]
 ) -> str | None:
-    wanted = expected.get(ran.get("job", ""))
+    wanted = expected.get(str(ran.get("job")))
     if wanted is None:
         return "no step of the plan has this digest: recipe, lock, exam or worker have changed since"
     if ran.get("worker_source") != wanted.worker:
@@ -126,6 +126,15 @@ def _contradiction(
     if result["outcome"] == "done" and measured.get("checkpoint_digest") != wanted.checkpoint:
         return "made of another checkpoint"
     return None
+
+
+def _lacking(host: Mapping[str, Any], ran: Mapping[str, Any]) -> str | None:
+    keys = ("gpus", "machine", "system", "kernel", "cpus", "memory_gb", "environments")
+    lacking = [f"{HOST} has no {key}" for key in keys if key not in host]
+    lacking += [
+        f"{RAN} has no {key}" for key in ("environment", "started") if not isinstance(ran.get(key), str)
+    ]
+    return next(iter(lacking), None)
 
 
 def _host(facts: Mapping[str, Any]) -> Host:

@@ -53,7 +53,7 @@ def choose(matrix: Matrix, names: Sequence[str]) -> list[Asked]:
         if name not in every:
             raise UsageError(f"no environment {name!r}", mend=f"name one of {', '.join(known)}")
     if names:
-        return [every[name] for name in names]
+        return [every[name] for name in dict.fromkeys(names)]
     return [asked for asked in known.values() if locks.problem(matrix, *asked)]
 
 

@@ -135,9 +135,13 @@ def problem(matrix: Matrix, environment: Environment, target: Target = "cpu") ->
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return f"{path}: no lock for {name_of(environment, target)}"
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{path}: cannot be read: {error}"
     found = re.search(rf"^{_ASKED}([0-9a-f]{{64}})$", text, flags=re.MULTILINE)
     if found is None or found[1] != request(matrix, environment, target).digest:
         return f"{path}: out of date: matrix.yaml asks for something else than this was made from"
+    if not _reason(text) and "==" not in text:
+        return f"{path}: damaged: it pins nothing, and gives no reason"
     return None
 
 
@@ -165,8 +169,10 @@ def find_lock(matrix: Matrix, environment: Environment, target: Target = "cpu") 
 
 def _reason(text: str) -> str | None:
     """The resolver's reason in an unresolved lock; None if it is resolved."""
-    _, found, reason = text.partition(f"\n{_UNRESOLVED}\n")
-    return " ".join(line.removeprefix("#").strip() for line in reason.splitlines()) if found else None
+    parts = re.split(rf"^{_UNRESOLVED}[ \t]*$", text, maxsplit=1, flags=re.MULTILINE)
+    if len(parts) == 1:
+        return None
+    return " ".join(line.removeprefix("#").strip() for line in parts[1].splitlines()).strip()
 
 
 def read_lock(matrix: Matrix, environment: Environment, target: Target = "cpu") -> Lock:

@@ -13,7 +13,7 @@ from qvlfp8.cells import BLOCKED_BY, Cell, Stage, select
 from qvlfp8.environments import Environment, ServeEnvironment
 from qvlfp8.errors import UsageError
 from qvlfp8.evidence import Evidence
-from qvlfp8.locks import Lock, Target, find_lock, path_of
+from qvlfp8.locks import Lock, Target, find_lock, path_of, problem
 from qvlfp8.matrix import Matrix, read_matrix
 from qvlfp8.plan import LockKey, Plan, Step, make_plan
 from qvlfp8.results import Record
@@ -94,7 +94,7 @@ class Project:
             cells,
             {key: lock.digest for key, lock in locks.items()},
             self.matrix.file.exam.model_dump(),
-            unresolved={key: lock.unresolved for key, lock in locks.items() if lock.unresolved},
+            unresolved={key: lock.unresolved for key, lock in locks.items() if lock.unresolved is not None},
             standing={name: self._standing(serve) for name, serve in served.items()},
         )
 
@@ -103,8 +103,8 @@ class Project:
         if environment.device == "cpu":
             return ()
         targets: tuple[Target, ...] = ("cuda", "bundle")
-        paths = (path_of(self.matrix, environment, target) for target in targets)
-        return tuple(digest.of_file(path) for path in paths if path.exists())
+        current = [target for target in targets if problem(self.matrix, environment, target) is None]
+        return tuple(digest.of_file(path_of(self.matrix, environment, target)) for target in current)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -128,7 +128,11 @@ class Project:
         failing: set[Stage] = set()
         for stage in view.stages:
             expected = self.matrix.expected(view.cell, stage.stage)
-            blocked = bool(failing & set(BLOCKED_BY[stage.stage]))
+            blocking = failing & set(BLOCKED_BY[stage.stage])
+            if stage.status == "not run":
+                # It could have been: an environment that does not resolve blocks what needs it.
+                blocking -= {"resolve"}
+            blocked = bool(blocking)
             yield stage.stage, surprise(view.cell, stage, expected, blocked_as_expected=blocked)
             if expected:
                 failing.add(stage.stage)

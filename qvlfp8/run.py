@@ -26,7 +26,7 @@ from qvlfp8 import __version__, checkpoint, digest, reference
 from qvlfp8.cells import OF_CHECKPOINT
 from qvlfp8.engine import Batch, Engine, Exit, Job
 from qvlfp8.environments import Device, Environment
-from qvlfp8.errors import QvlError, StoreWriteError
+from qvlfp8.errors import LockError, QvlError, StoreWriteError
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock
 from qvlfp8.plan import LockKey, Plan, Step
@@ -145,7 +145,10 @@ class Runner:
 
     def _where(self, step: Step) -> tuple[Environment, Lock]:
         name = step.environment or ""
-        return self._environments[name], self._locks[name, step.device]
+        lock = self._locks.get((name, step.device))
+        if lock is None:
+            raise LockError(f"{name} has no lock for a GPU", mend=f"nox -s lock -- {name}.{step.device}")
+        return self._environments[name], lock
 
     def run(self, jobs: int | None = None) -> None:
         """Execute what is wanted. Ends early only for a disk that refuses, or KeyboardInterrupt.

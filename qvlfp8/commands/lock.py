@@ -25,7 +25,9 @@ def run_lock(matrix: Path, names: Sequence[str], *, check: bool) -> None:
     if check:
         problems = outdated(project.matrix, choose(project.matrix, names) if names else None)
         if problems:
-            raise LockError("\n".join(problems), mend="nox -s lock")
+            raise LockError(
+                "\n".join(problems), mend=" ".join(("nox -s lock", *(["--", *names] if names else [])))
+            )
         print(f"{len(of_matrix(project.matrix))} locks are up to date")
         return
     console = Console(stderr=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -138,8 +137,4 @@ def _record(step: Step, imported: Imported) -> Record:
 
 def write_report(matrix: Path, store: Path | None) -> None:
     """Write ``results/README.md`` and the pictures that it shows."""
-    project = Project.open(matrix, store)
-    pictures = project.evidence.root / "pictures"
-    shutil.rmtree(pictures, ignore_errors=True)
-    page = write_pages(project)
-    print(page)
+    print(write_pages(Project.open(matrix, store)))

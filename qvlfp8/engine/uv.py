@@ -170,11 +170,8 @@ class Uv:
                 "--output-file", str(made), str(scratch / "requires"),
                 log=log, extra=_built_as(_vllm_version(asked.requires)),
             )  # fmt: skip
-        except (PackageMissingError, BuildError):
-            _, unsatisfiable, reason = log.read_text(errors="replace").partition(_UNSATISFIABLE)
-            if not unsatisfiable:
-                raise
-            raise UnresolvableError(" ".join(reason.split()).removeprefix("cause: ")) from None
+        except (PackageMissingError, BuildError) as error:
+            raise _unresolved(log.read_text(errors="replace"), error) from None
         return re.sub(r"(?m)^\s+# via.*\n(\s+#\s.*\n)*", "", made.read_text(encoding="utf-8"))
 
     def create(self, folder: Path, *, python: str, log: Path) -> None:
@@ -222,6 +219,27 @@ class Uv:
         if ended.code != 0:
             said = log.read_bytes()[start:].decode(errors="replace")
             raise understand(said, ended.code)
+
+
+_NO_ANSWER = (
+    "network was disabled", "network is disabled", "not found in the cache", "could not be queried",
+    "401 Unauthorized", "403 Forbidden",
+)  # fmt: skip
+_NOT_THERE = "was not found in the package registry"
+
+
+def _unresolved(said: str, error: QvlError) -> QvlError:
+    """What it means that a resolution failed: only what an index said of versions is a result."""
+    _, unsatisfiable, reason = said.partition(_UNSATISFIABLE)
+    offline = os.environ.get("UV_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+    if offline or any(mark in said for mark in _NO_ANSWER):
+        return IndexUnreachableError(
+            f"the package index does not answer: {error.problem}",
+            mend="check network, credentials and UV_DEFAULT_INDEX (or PIP_INDEX_URL), and run again",
+        )
+    if not unsatisfiable or _NOT_THERE in said:
+        return error
+    return UnresolvableError(" ".join(reason.split()).removeprefix(": ").removeprefix("cause: "))
 
 
 def understand(said: str, code: int) -> QvlError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qvlfp8.cells import GENERATED
@@ -12,7 +13,7 @@ from qvlfp8.report import proof
 from qvlfp8.report.render import to_markdown
 from qvlfp8.report.table import CellView, view_cells
 from qvlfp8.results import Record
-from qvlfp8.survey import survey
+from qvlfp8.survey import Seen, survey
 
 SHOWN = 3
 """Questions shown for each cell, each with two pictures."""
@@ -32,6 +33,7 @@ def write_pages(project: Project) -> Path:
     exam = project.matrix.file.exam
     sections = [_section(project, plan, view) for view in views]
     used = {row.question for rows, _ in sections for row in rows}
+    shutil.rmtree(root / "pictures", ignore_errors=True)
     prompts = _draw(root / "pictures", exam.seed, exam.per_task, used)
     parts = [_HEAD.format(seed=exam.seed, per_task=exam.per_task), to_markdown(views), "# What was seen", ""]
     for view, (rows, facts) in zip(views, sections, strict=True):
@@ -86,31 +88,42 @@ neither way."""
 def _elsewhere(project: Project, plan: Plan, views: Sequence[CellView]) -> list[str]:
     """Runs of the same cells on other accelerators than those shown, and where their marks differ."""
     shown = {view.cell.id: view for view in views}
+    here = survey(plan, project.lookup)
     rows = []
     for name in project.evidence.accelerators:
         seen = survey(plan, project.evidence.at(name).record)
         others = [view for view in view_cells(plan, seen, project.matrix.bounds) if _was_run(view)]
+        others = [view for view in others if view.cell.id in shown]
         others = [view for view in others if _accelerator(view) != _accelerator(shown[view.cell.id])]
         for server in dict.fromkeys(view.cell.server for view in others):
             runs = [view for view in others if view.cell.server == server]
             differ = [view.cell.id for view in runs if _marks(view) != _marks(shown[view.cell.id])]
+            same = [view for view in runs if _checkpoint(seen, plan, view) == _checkpoint(here, plan, view)]
             rows.append(
-                f"| {_accelerator(runs[0])} | {server} | {len(runs)} | {', '.join(differ) or 'none'} |"
+                f"| {_accelerator(runs[0])} | {server} | {len(runs)} | {len(same)} "
+                f"| {', '.join(differ) or 'none'} |"
             )
     head = [
         "# On another GPU",
         "",
         _ELSEWHERE,
         "",
-        "| GPU | vLLM | cells | marks that differ |",
-        "|---|---|---|---|",
+        "| GPU | vLLM | cells | of the same bytes | marks that differ |",
+        "|---|---|---|---|---|",
     ]
     return [*head, *rows, ""] if rows else []
 
 
 _ELSEWHERE = """\
 The marks above are those of one GPU for each vLLM. These cells were run on another one as well, each held
-against the unquantized model there. A mark is the status and the findings of load, text, image, fidelity."""
+against the unquantized model there. A mark is the status and the findings of load, text, image, fidelity. The
+same recipe on another processor may calibrate to other bytes: each record names its checkpoint's digest."""
+
+
+def _checkpoint(seen: Mapping[str, Seen], plan: Plan, view: CellView) -> str | None:
+    """The digest of the checkpoint that a cell's run read."""
+    record = seen[plan.step(view.cell, "load").digest].record
+    return record.measured.get("checkpoint_digest") if record else None
 
 
 def _marks(view: CellView) -> list[tuple[str, str, tuple[str, ...]]]:

@@ -185,6 +185,11 @@ def _generated(
         yield view(stage=stages[0], status="fail", causes=_as_causes(record.causes), because=record.because())
         yield from (view(stage=s, status="blocked", because="load") for s in stages[1:])
         return
+    control = seen[plan.baseline(cell).digest]
+    if baseline is not None and control.elsewhere != seen[step.digest].elsewhere:
+        because = "the unquantized model was run anew since, on this machine; the checkpoint on another"
+        yield from (view(stage=stage, status="stale", because=because) for stage in stages)
+        return
     trouble = _trouble(record) or _control_trouble(baseline)
     if trouble or baseline is None:
         yield view(stage=stages[0], status="error", because=trouble)

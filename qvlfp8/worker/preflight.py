@@ -54,8 +54,8 @@ _DTYPES = {
 _SIZE_WORDS = ("size of tensor", "exceeds dimension size", "shape", "expanded size", "dimension")
 """In a torch RuntimeError: the tensor does not fit its parameter. Any other is not a verdict."""
 
-_OF_PACKAGES = ("RightControlFaulted", "ImportError", "AttributeError")
-"""What versions that do not go together cause. Not a missing module: some are left out on purpose."""
+_OF_PACKAGES = "RightControlFaulted"
+"""What versions that do not go together cause; what else is raised may be the machine's fault."""
 
 _fault: dict[str, Any] | None = None
 """Set by :func:`prepare` when this environment cannot judge: every job then reports it."""
@@ -110,7 +110,7 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
     if unknown:
         raise Refused("unknown-dtype", f"tensors of types {unknown} cannot be made in torch")
     if _fault is not None:
-        theirs = params.get("on_trial") and _fault["type"] in _OF_PACKAGES
+        theirs = params.get("on_trial") and _fault["type"] == _OF_PACKAGES
         fault = _fault | {"origin": "packages"} if theirs else _fault
         return {"stage_reached": "config", "exception": fault, "refused": []}
     return _examine(checkpoint)

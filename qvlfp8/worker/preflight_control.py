@@ -124,17 +124,21 @@ def check(examine: Callable[[Checkpoint], Mapping[str, Any]]) -> None:
     """Examine the controls.
 
     Raises:
-        RightControlFaulted: a right one was faulted.
-        ControlFailed: a wrong one was not.
+        RightControlFaulted: a right one was refused, or not loaded whole.
+        ControlFailed: a wrong one was not, or what was raised may be the machine's fault.
     """
     with tempfile.TemporaryDirectory(prefix="preflight-") as folder:
         for vision, exclusions in ((True, ["lm_head"]), (False, ["lm_head", "visual"])):
             tensors = dict(_tensors(fp8_vision=vision))
             control = _control(Path(folder) / f"vision-{vision}", exclusions)
             name = "FP8 everywhere" if vision else "FP8 language model"
-            fault = _complaint(examine(control(tensors)))
+            measured = examine(control(tensors))
+            fault = _complaint(measured)
             if fault is not None:
-                raise RightControlFaulted(f"the right control ({name}) was faulted: {fault}")
+                error = measured["exception"]
+                refused = error is None or error["origin"] == "checkpoint"
+                kind = RightControlFaulted if refused else ControlFailed
+                raise kind(f"the right control ({name}) was faulted: {fault}")
             incomplete = {key: value for key, value in tensors.items() if key != _MISSING}
             for wrong in (incomplete, {**tensors, _STRAY: _SCALAR}):
                 if _complaint(examine(control(wrong))) is None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from qvlfp8 import locks
 from qvlfp8.errors import FileFormatError
 from qvlfp8.evidence import Evidence
 from qvlfp8.plan import Step
 from qvlfp8.project import Project
 from qvlfp8.results import Host, Record
+from tests.unit.factory import MATRIX, open_project
 
 ROOT = Path(__file__).parents[2]
 KEY = "a" * 64
@@ -125,3 +127,26 @@ def test_every_committed_record_stands_for_a_step_of_the_plan() -> None:
 def test_a_record_of_either_lock_for_a_gpu_stands(tmp_path: Path) -> None:
     Evidence(tmp_path).add(record("c" * 64))
     assert Evidence(tmp_path).record(step(evidence=("d" * 64, "c" * 64))) == record("c" * 64)
+
+
+def test_a_lock_that_is_out_of_date_vouches_for_no_record(tmp_path: Path) -> None:
+    project = open_project(tmp_path, MATRIX.replace("reference: random, seed: 0", "reference: trained"))
+    serve = project.environments["vllm-0.13.0"]
+    bundle = locks.path_of(project.matrix, serve, "bundle")
+    bundle.write_text(locks.request(project.matrix, serve, "bundle").header() + "torch==2.8.0\n")
+
+    def keys() -> int:
+        cells = [cell for cell in project.matrix.cells if cell.serve.id == serve.id]
+        plan = project.plan(cells, project.locks(cells))
+        return len(plan.step(cells[0], "load").evidence)
+
+    assert keys() == 2
+    bundle.write_text(bundle.read_text().replace("asked: sha256:", "asked: sha256:0", 1))
+    assert keys() == 1
+
+
+def test_evidence_of_packages_on_trial_can_be_read(tmp_path: Path) -> None:
+    Evidence(tmp_path).add(record())
+    assert Evidence(tmp_path).record(step(environment="vllm-0.26.0-unpinned")) == record()
+    with pytest.raises(FileFormatError, match=r"environment\.vllm"):
+        Evidence(tmp_path).record(step(environment="vllm-0.26.01"))

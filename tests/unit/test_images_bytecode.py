@@ -86,6 +86,17 @@ def test_a_package_by_itself_and_the_rest(environment: Path) -> None:
     assert compiled(environment).keys() == {"entry", *OTHER}
 
 
+def test_a_module_that_ends_python_costs_its_own_bytecode_at_most(environment: Path) -> None:
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "aborts.py").write_text("import before, os\nos.abort()\n")
+    (site / "quits.py").write_text(
+        "import os\nprint('no newline', end='', flush=True)\nraise KeyboardInterrupt\n"
+    )
+    said = compile_with(environment, "quits", "aborts", "entry")
+    assert "aborts ends Python here" in said
+    assert {"before", "entry", *USED, "quits"} <= compiled(environment).keys()
+
+
 def test_bytecode_holds_no_time(environment: Path) -> None:
     compile_with(environment, "entry")
     first = compiled(environment)

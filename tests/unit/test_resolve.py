@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from qvlfp8 import locking, locks
-from qvlfp8.engine.uv import Uv
+from qvlfp8.engine.uv import Uv, _unresolved
 from qvlfp8.environments import Environment
-from qvlfp8.errors import LockError, UnresolvableError
+from qvlfp8.errors import (
+    BuildError,
+    IndexUnreachableError,
+    LockError,
+    PackageMissingError,
+    UnresolvableError,
+)
 from qvlfp8.locks import Request
 from qvlfp8.project import Project
 from qvlfp8.report.render import to_json, to_markdown
@@ -147,3 +153,80 @@ def test_a_reason_survives_being_wrapped() -> None:
     text = request.unresolved(REASON * 3)
     assert max(map(len, text.splitlines())) < 110
     assert all(line.startswith("#") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("cut", ["header", "marker", "pins"])
+def test_a_damaged_lock_is_no_pass(tmp_path: Path, cut: str) -> None:
+    project = open_project(tmp_path)
+    environment = project.environments["vllm-0.13.0"]
+    request = locks.request(project.matrix, environment)
+    text = {
+        "header": request.header(),
+        "marker": request.unresolved(""),
+        "pins": request.header() + "# via\n",
+    }[cut]
+    locks.path_of(project.matrix, environment).write_text(text)
+    with pytest.raises(LockError, match="damaged: it pins nothing"):
+        locks.find_lock(project.matrix, environment)
+
+
+def test_a_marker_with_blanks_behind_it_is_a_marker(tmp_path: Path) -> None:
+    project = open_project(tmp_path)
+    environment = project.environments["vllm-0.13.0"]
+    path = locks.path_of(project.matrix, environment)
+    path.write_text(
+        locks.request(project.matrix, environment).unresolved(REASON).replace("resolve:\n", "resolve: \n")
+    )
+    assert locks.find_lock(project.matrix, environment).unresolved == REASON
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_lock_that_cannot_be_read_says_so(tmp_path: Path, folder: bool) -> None:
+    project = open_project(tmp_path)
+    path = locks.path_of(project.matrix, project.environments["vllm-0.13.0"])
+    path.unlink()
+    path.mkdir() if folder else path.write_bytes(b"\xff\xfe")
+    with pytest.raises(LockError, match="cannot be read"):
+        project.locks(project.matrix.cells)
+
+
+def test_a_lock_named_twice_is_made_once(tmp_path: Path) -> None:
+    project = open_project(tmp_path)
+    assert len(locking.choose(project.matrix, ["vllm-0.13.0", "vllm-0.13.0"])) == 1
+
+
+def test_what_was_not_run_is_not_excused_by_an_environment_that_resolves(tmp_path: Path) -> None:
+    project = open_project(tmp_path, EXPECTED)
+    cells = project.cells(only=["*-newer"], everything=True)
+    (view, *_) = project.views(project.plan(cells, project.locks(cells)))
+    found = {stage: text for stage, text in project.surprises(view) if text}
+    assert {"resolve", "quantize", "inspect"} <= found.keys()
+
+
+UNSATISFIABLE = "error: No solution found when resolving dependencies:\n  cause: Because a needs b<5 and you require b==5."
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (UNSATISFIABLE, UnresolvableError),
+        (
+            f"{UNSATISFIABLE}\nhint: Packages were unavailable because the network was disabled",
+            IndexUnreachableError,
+        ),
+        (f"{UNSATISFIABLE} a was not found in the cache", IndexUnreachableError),
+        (f"{UNSATISFIABLE} received 401 Unauthorized for https://index.example/a", IndexUnreachableError),
+        (f"{UNSATISFIABLE} Because a was not found in the package registry", PackageMissingError),
+        ("error: something else", BuildError),
+    ],
+)
+def test_only_what_an_index_says_of_versions_is_a_result(said: str, kind: type[Exception]) -> None:
+    first = PackageMissingError("x") if "registry" in said else BuildError("x")
+    error = _unresolved(said, first)
+    assert type(error) is kind
+    assert isinstance(error, UnresolvableError) == (str(error) == "Because a needs b<5 and you require b==5.")
+
+
+def test_offline_nothing_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    assert type(_unresolved(UNSATISFIABLE, BuildError("x"))) is IndexUnreachableError
