@@ -203,7 +203,10 @@ def test_what_was_not_run_is_not_excused_by_an_environment_that_resolves(tmp_pat
     assert {"resolve", "quantize", "inspect"} <= found.keys()
 
 
-UNSATISFIABLE = "error: No solution found when resolving dependencies:\n  cause: Because a needs b<5 and you require b==5."
+UNSATISFIABLE = (
+    "error: No solution found when resolving dependencies:\n"
+    "  cause: Because a needs b<5 and you require b==5."
+)
 
 
 @pytest.mark.parametrize(
