@@ -112,6 +112,33 @@ def plan(
 
 
 @app.command()
+def repair(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The checkpoint's folder; only read.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The mended one; must not exist yet.")],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="The unquantized model's folder, for processor and tokenizer files."),
+    ] = None,
+    without_kv_cache: Annotated[
+        bool,
+        typer.Option(
+            "--without-kv-cache",
+            help="Drop the language model's KV cache scales too: some vLLM versions cannot place them.",
+        ),
+    ] = False,
+    link: Annotated[
+        Literal["copy", "hard"],
+        typer.Option("--link", help="Weight files that need no change: copied, or hard-linked."),
+    ] = "copy",
+    as_json: JsonOption = False,
+) -> None:
+    """Mend an FP8 checkpoint without quantizing it again; OUT appears whole or not at all."""
+    from qvlfp8.commands.repair import run_repair
+
+    run_repair(source, out, base=base, without_kv_cache=without_kv_cache, link=link, as_json=as_json)
+
+
+@app.command()
 def table(
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
@@ -359,6 +386,34 @@ def results_report(
     from qvlfp8.commands.results import write_report
 
     write_report(matrix_file, store)
+
+
+@app.command()
+def findings(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="One finding's id [default: list them all].")
+    ] = None,
+    as_json: JsonOption = False,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Say what findings mean, how each is mended, and in which vLLM the records here show it."""
+    from qvlfp8.commands.findings import show_findings
+
+    show_findings(matrix_file, store, name, as_json=as_json)
+
+
+@app.command()
+def diagnose(
+    log: Annotated[
+        str, typer.Argument(metavar="LOGFILE", help="vLLM's log or traceback; - for standard input.")
+    ],
+    as_json: JsonOption = False,
+) -> int:
+    """Name the finding behind a log of vLLM; ends with 0 if it is known, with 1 if it is not."""
+    from qvlfp8.commands.findings import show_diagnosis
+
+    return show_diagnosis(log, as_json=as_json)
 
 
 @app.command()

@@ -142,6 +142,13 @@ class GpuRuntimeError(QvlError):
     meaning = "the Docker daemon has no NVIDIA runtime"
 
 
+class RepairError(QvlError):
+    """A checkpoint with a fault that no copy mends."""
+
+    exit_code = 18
+    meaning = "a checkpoint cannot be mended without quantizing it again"
+
+
 def _all_errors() -> list[type[QvlError]]:
     return sorted(QvlError.__subclasses__(), key=lambda kind: kind.exit_code)
 

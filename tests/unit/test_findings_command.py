@@ -1,0 +1,89 @@
+"""``qvlfp8 findings`` and ``qvlfp8 diagnose`` from outside: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from qvlfp8.commands import findings
+from qvlfp8.findings import KINDS
+from qvlfp8.signs import SIGNS
+from tests.unit.factory import open_project
+from tests.unit.test_cli import ROOT, fails, qvlfp8
+
+STRAY = "KeyError: 'blocks.0.attn.k_proj.k_scale'\n"
+
+
+def test_all_findings_are_listed() -> None:
+    lines = qvlfp8("findings").stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [[name, kind.severity] for name, kind in KINDS.items()]
+    listed = json.loads(qvlfp8("findings", "--json").stdout)["findings"]
+    assert [finding["id"] for finding in listed] == list(KINDS)
+
+
+def test_one_finding_says_where_the_records_show_it() -> None:
+    done = qvlfp8("findings", "blind")
+    assert done.returncode == 0, done.stderr
+    for part in (KINDS["blind"].meaning, KINDS["blind"].mend, *SIGNS["blind"].links, "vLLM 0.10.2: image"):
+        assert part in done.stdout
+    records = json.loads(qvlfp8("findings", "blind", "--json").stdout)["records"]
+    assert 0 < records["shown"] < records["read"]
+
+
+def test_without_records_that_is_said(tmp_path: Path) -> None:
+    assert "there is no matrix.yaml here" in qvlfp8("findings", "blind", cwd=tmp_path).stdout
+    open_project(tmp_path)
+    assert "no record here shows it (0 current ones" in qvlfp8("findings", "blind", cwd=tmp_path).stdout
+
+
+def test_an_unknown_finding_is_2() -> None:
+    fails(qvlfp8("findings", "vision-exclusion"), 2, "'vision-exclusion'", "vision-exclusion-ignored")
+
+
+def test_links_are_of_upstream() -> None:
+    for kind in SIGNS.values():
+        assert all(link.startswith("https://github.com/vllm-project/") for link in kind.links)
+
+
+def test_a_log_is_diagnosed(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"\xff\x00\n" + STRAY.encode())
+    done = qvlfp8("diagnose", str(log), cwd=ROOT)
+    assert done.returncode == 0
+    for part in (
+        "stray-vision-kv-scale (fail)",
+        KINDS["stray-vision-kv-scale"].mend,
+        "line 2",
+        STRAY.strip(),
+    ):
+        assert part in done.stdout
+    said = json.loads(qvlfp8("diagnose", str(log), "--json").stdout)
+    assert (said["known"], said["findings"][0]["lines"][0]["line"]) == (True, 2)
+
+
+def test_an_unknown_log_is_1(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("torch.OutOfMemoryError: CUDA out of memory.")
+    done = qvlfp8("diagnose", str(log))
+    assert done.returncode == 1
+    assert "unknown" in done.stdout
+    assert "the machine" in done.stdout
+    assert "CUDA out of memory" in done.stdout
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    fails(qvlfp8("diagnose", str(tmp_path / "none")), 1, "no such file", "mend:")
+    fails(qvlfp8("diagnose", str(tmp_path)), 1, "is a directory", "mend:")
+
+
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "MOST_BYTES", 100)
+    log = tmp_path / "log.txt"
+    log.write_text(STRAY + "x\n" * 200)
+    done = qvlfp8("diagnose", str(log))
+    assert done.returncode == 1
+    assert done.stdout.startswith("only the last")
+    assert io.StringIO(done.stdout).readline().strip().endswith("from there")
