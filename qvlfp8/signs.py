@@ -1,4 +1,4 @@
-"""Where a finding shows outside our own checks: reports upstream, and the lines of a vLLM log that reveal it.
+"""Around a finding: the command that mends it, reports upstream, the lines of a vLLM log that reveal it.
 
 Apart from :mod:`qvlfp8.finding_kinds`, whose source is part of every judgement: no record depends on these.
 """
@@ -14,16 +14,20 @@ __all__ = ["SIGNS", "Signs", "signs_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Signs:
-    """Links and log signatures of one finding.
+    """Command, links and log signatures of one finding.
 
     ``links`` are reports of users and changes upstream that are about it. ``signatures`` are regular
     expressions over vLLM's log (``re.MULTILINE``). A log is untrusted and long: each begins with literal
     text, and repeats nothing without a bound.
     """
 
+    command: str = ""
+    """What mends it where nothing else is wrong (in tests, real exports so mended meet real loaders)."""
     links: tuple[str, ...] = ()
     signatures: tuple[str, ...] = ()
 
+
+_REPAIR = "qvlfp8 repair IN OUT"
 
 _VLLM = "https://github.com/vllm-project/vllm"
 _COMPRESSOR = "https://github.com/vllm-project/llm-compressor"
@@ -45,12 +49,14 @@ SIGNS: Mapping[str, Signs] = MappingProxyType(
             signatures=(r"Found conflicts between 'rope_type=\w{1,20}' \(modern field\) and 'type=mrope'",),
         ),
         "stray-vision-kv-scale": Signs(
+            command=_REPAIR,
             signatures=(
                 rf"KeyError: ['\"]{_VISION_KV}\.[kv]_scale\b",
                 rf"no module or parameter named ['\"]{_VISION_KV}['\".]",
             ),
         ),
         "vision-exclusion-ignored": Signs(
+            command=_REPAIR,
             links=(
                 f"{_VLLM}/issues/28072",
                 f"{_VLLM}/pull/24178",
@@ -69,6 +75,7 @@ SIGNS: Mapping[str, Signs] = MappingProxyType(
             ),
         ),
         "missing-file": Signs(
+            command=_REPAIR + " --base MODEL",
             links=(f"{_COMPRESSOR}/issues/1305",),
             signatures=(
                 r"Can't load (?:image processor|video processor|processor|feature extractor|tokenizer) for '",
@@ -76,6 +83,7 @@ SIGNS: Mapping[str, Signs] = MappingProxyType(
             ),
         ),
         "language-kv-scale-unsupported": Signs(
+            command=_REPAIR + " --without-kv-cache",
             signatures=(
                 rf"KeyError: ['\"]{_LANGUAGE_KV}",
                 r"KVCacheScaleParameter\.weight_loader\(\) takes \d{1,2} positional arguments",
@@ -118,7 +126,9 @@ SIGNS: Mapping[str, Signs] = MappingProxyType(
         "not-finite-output": Signs(
             links=(f"{_VLLM}/issues/52034",),
         ),
+        "tie-misread": Signs(command=_REPAIR),
         "not-generative": Signs(
+            command=_REPAIR,
             signatures=(r"LLM\.\w{1,30}\(\) is only supported for generative models",),
         ),
         "kernel-refused": Signs(

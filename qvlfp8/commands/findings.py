@@ -112,6 +112,8 @@ def _show_kind(name: str) -> None:
     kind = KINDS[name]
     print(f"  meaning  {kind.meaning}")
     print(f"  mend     {kind.mend}")
+    if command := signs_of(name).command:
+        print(f"  command  {command}")
     for link in signs_of(name).links:
         print(f"  link     {link}")
 
@@ -123,6 +125,7 @@ def _kind_json(name: str) -> dict[str, Any]:
         "severity": kind.severity,
         "meaning": kind.meaning,
         "mend": kind.mend,
+        "command": signs_of(name).command or None,
         "links": list(signs_of(name).links),
         "signatures": list(signs_of(name).signatures),
     }

@@ -56,6 +56,7 @@ def test_a_log_is_diagnosed(tmp_path: Path) -> None:
     for part in (
         "stray-vision-kv-scale (fail)",
         KINDS["stray-vision-kv-scale"].mend,
+        "command  qvlfp8 repair IN OUT",
         "line 2",
         STRAY.strip(),
     ):
