@@ -6,15 +6,20 @@ exclusion that some versions do not match: blind). Every quantize environment th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qvlfp8 import checkpoint, repair
+from qvlfp8.engine import Batch, Job
+from qvlfp8.engine.venv import VenvEngine
 from qvlfp8.judge import Verdict
 from qvlfp8.mending import carry_out
 from qvlfp8.project import Project
+from qvlfp8.scoring import Bounds, score
 from tests.integration.asking import Asker
 
 ROOT = Path(__file__).parents[2]
@@ -84,3 +89,36 @@ def _short(verdict: Verdict) -> str:
     """The status, and what made it so."""
     causes = sorted(finding.id for finding in verdict.findings if finding.severity != "note")
     return " ".join([verdict.status, *causes])
+
+
+def test_what_was_mended_sees(shipped: Project, mended: Mapping[str, Path], tmp_path: Path) -> None:
+    """Answers of vLLM's CPU build held against BF16's; that of ModelOpt 0.37.0, if it is there, was blind."""
+    asked = [name for name in mended if name.split()[1] in {"modelopt-0.37.0", "modelopt-0.47.0"}]
+    assert len(asked) >= 4
+    cell = shipped.cells(only=["vlm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.32.0-cpu"])[0]
+    plan = shipped.plan([cell], shipped.locks([cell]))
+    step = plan.step(cell, "image")
+    (baseline,) = (need for need in step.needs if plan.steps[need].stage == "generate")
+    against = shipped.store.entry("generate", baseline)
+    jobs = []
+    for name in asked:
+        out = tmp_path / name.replace(" ", "-")
+        out.mkdir()
+        params = {"checkpoint": str(mended[name]), "baseline": str(against), **step.params}
+        jobs.append(Job(id=name, params=params, out=out))
+    locks = shipped.matrix.file.locks
+    engine = VenvEngine(shipped.store, python=locks.python, torch=locks.torch, announce=lambda _: None)
+    lock = shipped.locks([cell])[cell.serve.id, "cpu"]
+    batch = Batch(worker="generate", jobs=jobs, time_limit_s=300, threads=1)
+    engine.run((cell.serve, lock), batch, tmp_path / "log", lambda _event: None)
+    bf16 = _measured(against)
+    for job in jobs:
+        stages = score(_measured(job.out), bf16, Bounds())
+        assert {
+            stage: scored.status for stage, scored in stages.items() if stage != "speed"
+        } == dict.fromkeys(("load", "text", "image", "fidelity"), "pass"), job.id
+
+
+def _measured(folder: Path) -> Mapping[str, Any]:
+    measured: Mapping[str, Any] = json.loads((folder / "result.json").read_text())["measured"]
+    return measured
