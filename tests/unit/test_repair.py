@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvlfp8 import checkpoint, repair
+from qvlfp8 import checkpoint, mending, repair
 from qvlfp8.checkpoint import INDEX, WEIGHTS, read_bytes, write_safetensors
 from qvlfp8.conformance import Case, check_all
 from qvlfp8.errors import RepairError, UsageError
@@ -250,6 +251,27 @@ def test_a_source_that_shrinks_is_noticed(tmp_path: Path) -> None:
         stream.truncate((source / WEIGHTS).stat().st_size - 8)
     with pytest.raises(RepairError, match="shorter"):
         carry_out(planned, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_byte_that_was_copied_wrongly_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = mending._copy_range
+
+    def damage(source: int, target: int, begin: int, at: int, length: int) -> None:
+        copy(source, target, begin, at, length)
+        os.pwrite(target, b"\xaa", at)
+
+    monkeypatch.setattr(mending, "_copy_range", damage)
+    with pytest.raises(RepairError, match="changed while it was copied"):
+        mend(naive(tmp_path / "in"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_that_lacks_a_tensor_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = mending._layout
+    monkeypatch.setattr(mending, "_layout", lambda old, kept: layout(old, kept[1:]))
+    with pytest.raises(RepairError, match="not what it must be"):
+        mend(naive(tmp_path / "in"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
