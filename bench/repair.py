@@ -21,13 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from qvlfp8 import structure  # noqa: E402
-from qvlfp8.conformance import KV_SCALES, SCALES  # noqa: E402
-from qvlfp8.reference.architecture import model_config  # noqa: E402
-from qvlfp8.tensorfile import BITS  # noqa: E402
+from qvlfp8 import structure
+from qvlfp8.conformance import KV_SCALES, SCALES
+from qvlfp8.reference.architecture import model_config
+from qvlfp8.tensorfile import BITS
 
 _NUMBER = {"dynamic": False, "num_bits": 8, "type": "float"}
 
@@ -83,7 +80,7 @@ def _write(file: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
 
 def _timed(command: list[str]) -> float:
     started = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - started
 
 

@@ -259,7 +259,10 @@ def _check(repair: Repair, made: Path) -> None:
     """
     gone = set(repair.dropped)
     wanted = {t.name: (t.dtype, t.shape) for t in repair.source.tensors.values() if t.name not in gone}
-    found = {t.name: (t.dtype, t.shape) for t in ck.read(made).tensors.values()}
+    try:
+        found = {t.name: (t.dtype, t.shape) for t in ck.read(made).tensors.values()}
+    except ck.NotACheckpoint as error:
+        raise RepairError(f"{repair.source.root}: its copy is not whole: {error.problem}") from error
     if wanted != found:
         raise RepairError(f"{repair.source.root}: its copy is not what it must be", mend="report this")
 

@@ -165,6 +165,11 @@ def _published_form(config: Mapping[str, Any]) -> dict[str, Any]:
     flat |= {key: value for key, value in text.items() if key not in _OUTER and value is not None}
     rope = flat.pop("rope_parameters", None) or flat.get("rope_scaling")
     if isinstance(rope, Mapping) and "mrope_section" in rope:
+        if other := sorted(f"{key} {rope[key]}" for key in rope if not _is_plain_rope(key, rope[key])):
+            raise RepairError(
+                f"config.json: text_config: rope: {other[0]}: no form of that is known for every vLLM",
+                mend="write config.json as the published models have it, without a text_config",
+            )
         flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
         if "rope_theta" in rope:
             flat["rope_theta"] = rope["rope_theta"]
@@ -172,6 +177,13 @@ def _published_form(config: Mapping[str, Any]) -> dict[str, Any]:
         flat.setdefault("torch_dtype", flat["dtype"])
     flat["tie_word_embeddings"] = structure.from_config(config).tied
     return flat
+
+
+def _is_plain_rope(key: str, value: object) -> bool:
+    """Whether a field of the rotary embedding is one of plain mrope's, which the published form can say."""
+    return key in {"mrope_section", "rope_theta"} or (
+        key in {"rope_type", "type"} and value in {"default", "mrope"}
+    )
 
 
 def _respell(stated: Mapping[str, Any], exclusions: Sequence[str], *, kv_fp8: bool) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Signs:
     """
 
     command: str = ""
-    """What mends it where nothing else is wrong (in tests, real exports so mended meet real loaders)."""
+    """What mends it where nothing else is wrong (README: Mend a checkpoint that you have)."""
     links: tuple[str, ...] = ()
     signatures: tuple[str, ...] = ()
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from qvlfp8 import checkpoint, repair
-from qvlfp8.errors import CheckpointError, UnknownModelError
+from qvlfp8.errors import CheckpointError, UnknownModelError, UsageError
 from qvlfp8.mending import Link, carry_out
 from qvlfp8.quantization import UnknownQuantization
 from qvlfp8.structure import UnknownModel
@@ -23,6 +23,8 @@ def run_repair(
     Raises:
         QvlError: by class; ``out`` is then not there.
     """
+    if base is not None and not base.is_dir():
+        raise UsageError(f"{base}: no such folder", mend="name the unquantized model's folder (--base)")
     try:
         held = checkpoint.read(source)
         planned = repair.plan(held, base=base, without_kv_cache=without_kv_cache)

@@ -165,6 +165,22 @@ def test_a_nested_config_becomes_the_published_one(tmp_path: Path) -> None:
     assert problems(mended) == []
 
 
+@pytest.mark.parametrize("odd", [{"rope_type": "yarn"}, {"factor": 4.0}])
+def test_a_rotary_embedding_that_the_published_form_would_lose_is_refused(tmp_path: Path, odd: Any) -> None:
+    source = naive(tmp_path / "in")
+    flat = json.loads((source / "config.json").read_text())
+    text = flat | {"rope_parameters": {"mrope_section": [1, 2, 3], "rope_theta": 7.0, **odd}}
+    (source / "config.json").write_text(json.dumps(flat | {"text_config": text}))
+    with pytest.raises(RepairError, match="rope"):
+        repair.plan(checkpoint.read(source))
+
+
+def test_a_base_that_is_not_there_is_said(tmp_path: Path) -> None:
+    source = naive(tmp_path / "in")
+    asked = qvlfp8("repair", str(source), str(tmp_path / "out"), "--base", str(tmp_path / "none"))
+    fails(asked, 2, "none: no such folder", "--base")
+
+
 def test_without_the_kv_cache_no_scale_and_no_claim_is_left(tmp_path: Path) -> None:
     mended = mend(naive(tmp_path / "in"), tmp_path / "out", without_kv_cache=True)
     assert not [name for name in mended.tensors if name.endswith((".k_scale", ".v_scale"))]
