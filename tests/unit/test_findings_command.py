@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,12 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.
     assert done.returncode == 1
     assert done.stdout.startswith("only the last")
     assert io.StringIO(done.stdout).readline().strip().endswith("from there")
+
+
+def test_only_the_end_of_a_long_pipe_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "MOST_BYTES", 100)
+    reader, writer = os.pipe()
+    os.write(writer, b"a" * 900 + b"b" * 100)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        assert findings._end(stream) == (b"b" * 100, False)
