@@ -40,6 +40,10 @@ class CheckpointError(QvlError):
     meaning = "not a checkpoint: config.json or weights missing or unreadable"
 
 
+class HubError(CheckpointError):
+    """A checkpoint on the Hugging Face hub that cannot be had: none such, no access, or no network."""
+
+
 class UnknownModelError(QvlError):
     """A checkpoint of an architecture that the project does not know."""
 
