@@ -80,10 +80,12 @@ def test_forms_of_config_are_compared_by_what_they_say(tmp_path: Path) -> None:
     assert compared(tmp_path, TENSORS, nested).about == (
         Change(what="form of config.json", a="flat", b="nested"),
     )
-    nested["text_config"] |= {"rms_norm_eps": 1e-5}
+    nested["text_config"] |= {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 1000000.0}}
     nested["vision_config"] = vision | {"window_size": 1}
     changed = compared(tmp_path, TENSORS, nested).config
-    assert [change.what for change in changed] == ["rms_norm_eps", "vision_config.window_size"]
+    assert [change.what for change in changed] == [
+        "mrope_section", "rms_norm_eps", "vision_config.window_size",
+    ]  # fmt: skip
 
 
 def test_methods_and_producers(tmp_path: Path) -> None:

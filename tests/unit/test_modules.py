@@ -29,6 +29,7 @@ def test_wildcards_are_what_the_workers_take_them_for(patterns: list[str], name:
         ("re:model.visual.*", "visual.blocks.0.attn.qkv", True),
         (r"re:.*\.layers\.(0|1)\.mlp\..*", "model.layers.0.mlp.up_proj", True),
         (r"re:.*\.layers\.\d+\.self_attn\.[qkv]_proj$", "model.layers.0.self_attn.o_proj", False),
+        ("re:.*layers.*mlp.*", "model.layers.0.mlp.up_proj", True),
         ("re:attn", "model.layers.0.self_attn.o_proj", False),
         ("Linear", "model.layers.0.self_attn.o_proj", True),
         ("Embedding", "model.layers.0.self_attn.o_proj", False),

@@ -82,8 +82,6 @@ def header_end(file: Path) -> int:
 
 def test_what_is_read_of_a_sharded_model(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "model", 40)
-    (folder / "original").mkdir()
-    (folder / "original" / "consolidated.safetensors").write_bytes(b"not for us")
     with serving(Hub({"org/name": folder})) as hub:
         (found,) = asked(hub.url, "org/name")
     held = checkpoint.read(folder)
@@ -100,7 +98,10 @@ def test_what_is_read_of_a_sharded_model(tmp_path: Path) -> None:
 
 
 def test_a_value_of_a_tensor_is_refused_not_made_up(tmp_path: Path) -> None:
-    with serving(Hub({"org/name": make.lm_fp8(tmp_path)})) as hub:
+    folder = make.lm_fp8(tmp_path)
+    (folder / "original").mkdir()
+    (folder / "original" / "consolidated.safetensors").write_bytes(b"not for us")
+    with serving(Hub({"org/name": folder})) as hub:
         (found,) = asked(hub.url, "org/name")
     assert found["value"] == "cannot be read (No such file or directory)"
 
