@@ -25,6 +25,7 @@ from qvlfp8.tensorfile import MAX_HEADER_BYTES, parse_object
 
 if TYPE_CHECKING:
     import httpx
+    from huggingface_hub import ModelInfo
 
 __all__ = ["HubId", "Remote", "opened", "parse_id"]
 
@@ -114,10 +115,8 @@ def _from_cache(wanted: HubId) -> Remote:
 
 
 def _fetched(wanted: HubId, folder: Path) -> Remote:
-    from huggingface_hub import HfApi
-
     with _explained(wanted):
-        info = HfApi().model_info(wanted.model, revision=wanted.revision, timeout=SECONDS)
+        info = _info(wanted)
         commit = info.sha or wanted.revision
         # Only files of the model's own folder: a name with a slash is never written.
         names = frozenset(file.rfilename for file in info.siblings or () if "/" not in file.rfilename)
@@ -133,6 +132,20 @@ def _fetched(wanted: HubId, folder: Path) -> Remote:
     for file in checkpoint.weight_files:
         (folder / file).unlink()
     return Remote(id=wanted, checkpoint=checkpoint, files=names, commit=commit)
+
+
+def _info(wanted: HubId) -> ModelInfo:
+    from huggingface_hub import HfApi, constants, errors
+
+    try:
+        return HfApi().model_info(wanted.model, revision=wanted.revision, timeout=SECONDS)
+    except errors.HFValidationError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise HubError(
+            f"{wanted}: {constants.ENDPOINT} answers, but not as a hub does",
+            mend="check HF_ENDPOINT, and whether a proxy wants a login",
+        ) from None
 
 
 def _weights(folder: Path, names: Collection[str]) -> list[str]:

@@ -18,12 +18,16 @@ TOKEN = "hf_of_a_friend"  # noqa: S105
 
 @dataclass
 class Hub:
-    """Models by name, and what was sent of each file: ``[begin, end)``."""
+    """Models by name, and what was sent of each file: ``[begin, end)``.
+
+    Without ``ranges`` whole files are sent; a ``portal`` answers every request with its login page.
+    """
 
     models: Mapping[str, Path]
     gated: frozenset[str] = frozenset()
     private: frozenset[str] = frozenset()
     ranges: bool = True
+    portal: bool = False
     url: str = ""
     sent: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -60,7 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/?]+)(?:/revision/([^?]+))?(?:\?.*)?", self.path):
+        if self.held.portal:
+            self._send(200, b"<html>log in</html>", {"Content-Type": "text/html"})
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/?]+)(?:/revision/([^?]+))?(?:\?.*)?", self.path):
             if self._may(found[1], found[2]):
                 self._answer_model(found[1])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/?]+)", self.path):

@@ -142,6 +142,12 @@ def test_offline_the_cache_is_what_counts(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE is set" in not_there["problem"]
 
 
+def test_a_proxy_that_answers_instead() -> None:
+    with serving(Hub({}, portal=True)) as hub:
+        (found,) = asked(hub.url, "org/name")
+    assert found["problem"] == f"org/name: {hub.url} answers, but not as a hub does"
+
+
 def test_a_hub_that_sends_whole_files_is_not_read_to_the_end(tmp_path: Path) -> None:
     with serving(Hub({"org/name": make.lm_fp8(tmp_path)}, ranges=False)) as hub:
         (found,) = asked(hub.url, "org/name")
