@@ -18,21 +18,29 @@ Matcher = Callable[[str], bool]
 MAX_EXPRESSIONS = 32
 """Most regular expressions of one list."""
 
+MAX_WILDCARDS = 1024
+"""Most shell wildcards of one list; names without a wildcard are not counted."""
+
 _WILDCARDS = 2
 _UNSAFE = re.compile(r"\(\?(?!:)|[)\]][*+{]|\\[1-9AbBGZ]|\{|\|.*\|.*\|.*\|.*\|.*\|.*\|.*\|")
 
 
 class UnreadableExpression(Exception):
-    """A regular expression that is not plain, or too many of them."""
+    """A regular expression that is not plain, or too many of them or of wildcards."""
 
 
 def wildcards(patterns: Iterable[str]) -> Matcher:
     """Match as ModelOpt writes them; the same verdicts as ``quantization.excludes``, for many modules.
 
     A pattern is a shell wildcard (``*`` crosses dots); one without a wildcard names everything below it too.
+
+    Raises:
+        UnreadableExpression: there are more than :data:`MAX_WILDCARDS`.
     """
     plain = frozenset(patterns)
     shell = [translate(pattern) for pattern in plain if set(pattern) & set("*?[")]
+    if len(shell) > MAX_WILDCARDS:
+        raise UnreadableExpression(f"{len(shell)} wildcards in one list")
     compiled = re.compile("|".join(shell)) if shell else None
 
     def named(module: str) -> bool:
@@ -79,7 +87,7 @@ def _prefixes(name: str) -> Iterable[str]:
 
 def _plain(text: str) -> re.Pattern[str]:
     # Matching is from the start only, so a trailing `.*` says nothing.
-    kept = re.sub(r"(\.\*)+$", "", text)
+    kept = re.sub(r"(?<!\\)(\.\*)+$", "", text)
     inner = re.sub(r"(\\d|\[0-9\])[+*]", "", kept)
     if len(text) > 200 or _UNSAFE.search(inner) or len(re.findall(r"[*+]", inner)) > _WILDCARDS:
         raise UnreadableExpression(f"the regular expression {text[:60]!r}")

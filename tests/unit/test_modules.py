@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from qvlfp8 import quantization, structure
 from qvlfp8.collapse import collapse
-from qvlfp8.modules import MAX_EXPRESSIONS, UnreadableExpression, expressions, wildcards
+from qvlfp8.modules import MAX_EXPRESSIONS, MAX_WILDCARDS, UnreadableExpression, expressions, wildcards
 from tests.unit.checkpoints import small_config
 
 NAMES = sorted(structure.from_config(small_config()).linears)
@@ -30,6 +30,7 @@ def test_wildcards_are_what_the_workers_take_them_for(patterns: list[str], name:
         (r"re:.*\.layers\.(0|1)\.mlp\..*", "model.layers.0.mlp.up_proj", True),
         (r"re:.*\.layers\.\d+\.self_attn\.[qkv]_proj$", "model.layers.0.self_attn.o_proj", False),
         ("re:.*layers.*mlp.*", "model.layers.0.mlp.up_proj", True),
+        (r"re:lm_head\.*", "lm_head", True),
         ("re:attn", "model.layers.0.self_attn.o_proj", False),
         ("Linear", "model.layers.0.self_attn.o_proj", True),
         ("Embedding", "model.layers.0.self_attn.o_proj", False),
@@ -51,6 +52,9 @@ def test_expressions_that_might_never_end_are_not_tried(text: str) -> None:
 def test_there_may_not_be_any_number_of_expressions() -> None:
     with pytest.raises(UnreadableExpression):
         expressions([f"re:{n}" for n in range(MAX_EXPRESSIONS + 1)])
+    with pytest.raises(UnreadableExpression):
+        wildcards([f"{n}*" for n in range(MAX_WILDCARDS + 1)])
+    assert wildcards([f"model.layers.{n}" for n in range(MAX_WILDCARDS + 1)])("model.layers.0.mlp.up_proj")
 
 
 @pytest.mark.parametrize(
