@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qvlfp8.worker import preflight
+from qvlfp8.worker import generate_patches, preflight, vllm_patches
 from qvlfp8.worker.vllm_patches import version_of_vllm
 
 MODEL = "vllm.model_executor.models.qwen2_5_vl"
@@ -54,6 +54,22 @@ def find_by_vllm() -> dict[str, Any]:
     }
 
 
+def prepare() -> dict[str, Any]:
+    """Prepare as the preflight worker does; the CPU build, which it is not meant for, as generate does."""
+    if version_of_vllm() != _version("vllm"):
+        vllm_patches.PATCHES = ()
+        generate_patches.apply(on_cpu=True)
+        vars(preflight)["version"] = lambda name: version_of_vllm() if name == "vllm" else _version(name)
+    return preflight.prepare([])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def wraps() -> int:
     """How often the model class's load_weights was wrapped."""
     function = sys.modules[MODEL].Qwen2_5_VLForConditionalGeneration.load_weights
@@ -68,9 +84,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {"runs": {}, "logged": {}}
     if job["entry_point"]:
         result["found"] = find_by_vllm()
-    # The CPU build has another name, which preflight, meant for released vLLM, does not ask for.
-    vars(preflight)["version"] = lambda name: version_of_vllm() if name == "vllm" else metadata.version(name)
-    result["facts"] = preflight.prepare([])
+    result["facts"] = prepare()
     if "fault" in result["facts"]:
         return result
     # Not before: vLLM's own configuration of logging takes handlers away.
