@@ -33,6 +33,11 @@ _MODELS = {
     "vllm.model_executor.models.qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "vllm.model_executor.models.qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
+_MENDABLE = "Qwen2_5_VLForConditionalGeneration"
+"""The one whose checkpoints `qvlfp8 repair` knows."""
+
+_REPAIR = "`qvlfp8 repair IN OUT` mends the checkpoint"
+
 _MARK = "_qvlfp8_wrapped"
 _EVER = "_qvlfp8_loaded"
 
@@ -100,7 +105,7 @@ def _adapt(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def load_weights(self: Any, weights: Iterable[tuple[str, Any]], *arguments: Any, **options: Any) -> Any:
-        load = _Load(self)
+        load = _Load(self, mendable=name == _MENDABLE)
         try:
             loaded = original(self, load.pass_on(weights), *arguments, **options)
         finally:
@@ -116,8 +121,9 @@ def _adapt(module: ModuleType) -> None:
 class _Load:
     """One call of ``load_weights``: what was left out, and whether the tower got what it needs."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, mendable: bool) -> None:
         self._model = model
+        self._mendable = mendable
         self._known = {name for name, _ in model.named_parameters()}
         self._dropped: list[str] = []
         self._vision = 0
@@ -135,13 +141,14 @@ class _Load:
             yield name, tensor
 
     def tell_dropped(self) -> None:
+        """One line about what was left out, if anything was."""
         if self._dropped:
             _log.warning(
                 "qvlfp8: left out %d KV cache scales of the vision tower (%s), whose attention has no KV"
-                " cache and vLLM no parameter for them (stray-vision-kv-scale); `qvlfp8 repair IN OUT` mends"
-                " the checkpoint",
+                " cache and vLLM no parameter for them (stray-vision-kv-scale); %s",
                 len(self._dropped),
                 _some(self._dropped),
+                _REPAIR if self._mendable else "export again with *visual*_bmm_quantizer disabled",
             )
 
     def check(self, loaded: object) -> None:
@@ -178,12 +185,12 @@ class _Load:
         if self._vision_fp8:
             return (
                 f"{what}: the checkpoint lacks them (scale-never-loaded), and what the tower sees is"
-                " meaningless; `qvlfp8 repair IN OUT` cannot make them up, quantize again"
+                " meaningless; quantize again, `qvlfp8 repair IN OUT` cannot make them up"
             )
         return (
             f"{what}: the checkpoint's tower is not quantized, but this vLLM did not apply its exclusion"
-            " (vision-exclusion-ignored), so the model is blind; `qvlfp8 repair IN OUT` mends the checkpoint"
-        )
+            " (vision-exclusion-ignored), so the model is blind; "
+        ) + (_REPAIR if self._mendable else 'spell the exclusion "visual"')
 
 
 def _is_fp8(tensor: Any) -> bool:

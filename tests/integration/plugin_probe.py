@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qvlfp8 import checkpoint
 from qvlfp8.worker import generate_patches, preflight, vllm_patches
 from qvlfp8.worker.vllm_patches import version_of_vllm
 
@@ -60,7 +61,10 @@ def prepare() -> dict[str, Any]:
         vllm_patches.PATCHES = ()
         generate_patches.apply(on_cpu=True)
         vars(preflight)["version"] = lambda name: version_of_vllm() if name == "vllm" else _version(name)
-    return preflight.prepare([])
+    facts = preflight.prepare([])
+    # Qwen2-VL looks up an activation that Qwen2.5-VL does not; only the name is needed.
+    vllm_patches._declare_activations()
+    return facts
 
 
 def _version(package: str) -> str | None:
@@ -102,7 +106,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         logged = result["logged"][setting] = {}
         for name, folder in job["checkpoints"].items():
             lines.kept = []
-            runs[name] = preflight.run({"checkpoint": folder}, Path(os.devnull))
+            # Not run(): it asks about Qwen2.5-VL alone, and two more classes have the plugin.
+            runs[name] = preflight._examine(checkpoint.read(Path(folder)))
             logged[name] = lines.kept
     result["wrapped_after"] = wraps()
     return result

@@ -121,6 +121,13 @@ def model(
     return importlib.import_module(MODEL).Qwen2_5_VLForConditionalGeneration
 
 
+def test_it_registers_once_however_often_it_is_asked(plugin: Any, model: Any) -> None:
+    assert sum(type(finder).__module__ == "qvlfp8_vllm" for finder in sys.meta_path) == 1
+    plugin.register()
+    plugin.register()
+    assert not hasattr(model.load_weights.__wrapped__, "__wrapped__")
+
+
 def load(model: Any, names: Iterable[str], vision: str = "bfloat16") -> Any:
     return model.load_weights(((name, Tensor(vision)) for name in names), option=1)
 
