@@ -7,6 +7,7 @@ and `vlm-fp8` (right); and about checkpoints of zeros with the same two faults f
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -15,8 +16,10 @@ from typing import Any, get_args
 
 import pytest
 
+from qvlfp8.engine import Batch, Job, launch
 from qvlfp8.findings import diagnose_preflight
 from qvlfp8.project import Project
+from qvlfp8.scoring import Bounds, score
 from tests.integration.families import Case, Family, write
 from tests.integration.probing import PLUGIN, ROOT, exports, probe, python_of
 
@@ -196,3 +199,45 @@ def test_vllm_finds_the_installed_plugin(
     assert (measured["exception"], measured["refused"]) == (None, [])
     (line,) = result["logged"]["warn"][naive]
     assert "left out" in line
+
+
+def test_a_run_with_the_plugin_sees_and_a_blind_one_is_refused(
+    shipped: Project, installed: Path, tmp_path: Path
+) -> None:
+    """vLLM's CPU build, started as ever, finds the plugin by itself; answers are held against BF16's."""
+    python = python_of(shipped, "vllm-0.32.0-cpu")
+    assert python is not None, "run `nox -s matrix` first"
+    checkpoints = exports(shipped, RECIPES)
+    naive, blind = "vlm-fp8-naive modelopt-0.37.0", "lm-fp8 modelopt-0.37.0"
+    (cell,) = shipped.cells(only=["vlm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.32.0-cpu"])
+    plan = shipped.plan([cell], shipped.locks([cell]))
+    step = plan.step(cell, "image")
+    (baseline,) = (need for need in step.needs if plan.steps[need].stage == "generate")
+    against = shipped.store.entry("generate", baseline)
+    jobs = []
+    for name in (naive, blind):
+        out = tmp_path / name.replace(" ", "-")
+        out.mkdir()
+        params = {"checkpoint": checkpoints[name], "baseline": str(against), **step.params}
+        jobs.append(Job(id=name, params=params, out=out))
+    batch = Batch(worker="generate", jobs=jobs, time_limit_s=300, threads=1)
+    subprocess.run(
+        launch.command(str(python), launch.write_spec(batch, tmp_path / "log")),
+        env={
+            **launch.kept_variables(),
+            **launch.variables(batch, offline=True),
+            "PYTHONPATH": str(installed),
+            "QVLFP8_VLLM_BLIND": "refuse",
+            "VLLM_CACHE_ROOT": str(tmp_path / "cache"),
+        },
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=900,
+    )  # fmt: skip
+    ran, refused = (json.loads((job.out / "result.json").read_text())["measured"] for job in jobs)
+    bf16 = json.loads((against / "result.json").read_text())["measured"]
+    stages = score(ran, bf16, Bounds())
+    assert {stage: scored.status for stage, scored in stages.items() if stage != "speed"} == dict.fromkeys(
+        ("load", "text", "image", "fidelity"), "pass"
+    )
+    assert "left out 10 KV cache scales" in (jobs[0].out / "log.txt").read_text()
+    error = refused["load"]["exception"]
+    assert (error["type"], error["origin"]) == ("BlindTower", "checkpoint")
