@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -139,9 +140,14 @@ def _names(family: Family) -> tuple[str, str]:
     return "model.visual.", "model.language_model."
 
 
-def write(folder: Path, family: Family, case: Case) -> None:
-    """Write the checkpoint: right, with stray KV cache scales, or with an exclusion that no vLLM applies."""
+def write(folder: Path, family: Family, case: Case, tokenizer: Path) -> None:
+    """Write the checkpoint: right, with stray KV cache scales, or with an exclusion that no vLLM applies.
+
+    ``tokenizer`` is a checkpoint whose tokenizer it takes: some vLLM ask for one when they build the model.
+    """
     folder.mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        shutil.copy(tokenizer / file, folder)
     spoken, seen = _linears(family)
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {n: ("BF16", shape) for n, shape in _plain(family)}
     for linears, fp8 in ((spoken, True), (seen, case != "blind")):
