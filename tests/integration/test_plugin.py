@@ -30,7 +30,7 @@ UNUSABLE = {"vllm-0.10.2-unpinned"}
 """As matrix.yaml expects: beside these packages vLLM refuses every checkpoint."""
 
 WITHOUT_QWEN3_VL = {"vllm-0.10.0", "vllm-0.10.2", "vllm-0.28.0"}
-"""Qwen3-VL came with 0.11; 0.28.0 ends in an IndexError of its own before it has built this one."""
+"""Qwen3-VL came with 0.11; the CPU platform of 0.28.0, in a GPU's place here, ends in an IndexError."""
 
 Measured = Mapping[str, Any]
 Asked = Callable[[str], Mapping[str, Any]]
