@@ -112,6 +112,25 @@ def plan(
 
 
 @app.command()
+def explain(
+    checkpoint: Annotated[str, typer.Argument(help="A folder, or a model of the hub (org/name[@revision]).")],
+    vllm: Annotated[
+        str | None,
+        typer.Option("--vllm", metavar="SPEC", help="Only these versions, such as '>=0.12' [default: all]."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="CHECKPOINT", help="Say how it differs from this one instead."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a checkpoint is, what each vLLM makes of it, and the smallest mend; reads headers and JSON."""
+    from qvlfp8.commands.explain import run_explain
+
+    raise typer.Exit(run_explain(checkpoint, vllm=vllm, other=against, as_json=as_json))
+
+
+@app.command()
 def repair(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The checkpoint's folder; only read.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The mended one; must not exist yet.")],
@@ -361,6 +380,46 @@ def run_bundle(
     return run(folder, context.args)
 
 
+contract_app = typer.Typer(
+    help="What each vLLM does with a checkpoint, recorded from its loader: what `explain` knows.",
+    rich_markup_mode=None,
+)
+app.add_typer(contract_app, name="contract")
+
+EnvironmentsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[ENVIRONMENT]...", help="Serve environments [default: all].")
+]
+ContractsOption = Annotated[
+    Path | None, typer.Option("--contracts", help="Where contracts are [default: in the package].")
+]
+
+
+@contract_app.command("record")
+def contract_record(
+    environments: EnvironmentsArgument = None,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+    contracts: ContractsOption = None,
+) -> None:
+    """Show the probes to the loader of each environment, and write its contract. Minutes for each."""
+    from qvlfp8.commands.contract import run_record
+
+    run_record(matrix_file, store, environments or [], contracts)
+
+
+@contract_app.command("check")
+def contract_check(
+    environments: EnvironmentsArgument = None,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+    contracts: ContractsOption = None,
+) -> None:
+    """Show the probes again, and fail where vLLM does otherwise than its contract says."""
+    from qvlfp8.commands.contract import run_check
+
+    run_check(matrix_file, store, environments or [], contracts)
+
+
 results_app = typer.Typer(help="Committed records of runs on GPUs, in results/.", rich_markup_mode=None)
 app.add_typer(results_app, name="results")
 
@@ -394,10 +453,20 @@ def findings(
         str | None, typer.Argument(metavar="[ID]", help="One finding's id [default: list them all].")
     ] = None,
     as_json: JsonOption = False,
+    as_markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print docs/findings.md: all of them, by the committed records."),
+    ] = False,
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
 ) -> None:
     """Say what findings mean, how each is mended, and in which vLLM the records here show it."""
+    if as_markdown:
+        from qvlfp8.project import Project
+        from qvlfp8.report.findings_page import page
+
+        print(page(Project.open(matrix_file, store)), end="")
+        return
     from qvlfp8.commands.findings import show_findings
 
     show_findings(matrix_file, store, name, as_json=as_json)
@@ -411,7 +480,7 @@ def diagnose(
     as_json: JsonOption = False,
 ) -> int:
     """Name the finding behind a log of vLLM; ends with 0 if it is known, with 1 if it is not."""
-    from qvlfp8.commands.findings import show_diagnosis
+    from qvlfp8.commands.diagnose import show_diagnosis
 
     return show_diagnosis(log, as_json=as_json)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvlfp8 import checkpoint as ck
+from qvlfp8 import stated
 from qvlfp8.worker import preflight_control, vllm_patches
 from qvlfp8.worker.preflight_measures import describe_load, describe_model
 from qvlfp8.worker.protocol import Refused, innermost
@@ -143,8 +144,8 @@ def _attempt(checkpoint: ck.Checkpoint) -> dict[str, Any]:
     measured: dict[str, Any] = {
         "stage_reached": "config",
         "exception": None,
-        "exclusions": _exclusions(checkpoint.quantization),
-        "tie_word_embeddings": _is_tied(checkpoint.config),
+        "exclusions": stated.exclusions(checkpoint.quantization),
+        "tie_word_embeddings": stated.is_tied(checkpoint.config),
         "fp8_tensors": sum(tensor.dtype.startswith("F8_") for tensor in checkpoint.tensors.values()),
     }
     watch: list[WriteWatch] = []
@@ -212,21 +213,6 @@ def _culprit(error: Exception, feeding: str | None, checkpoint: ck.Checkpoint) -
         if len(named) == 1:
             return named[0]
     return feeding
-
-
-def _is_tied(config: Mapping[str, Any]) -> bool | None:
-    """What config.json says of lm_head, wherever it says it; None if it does not."""
-    for section in (config, config.get("text_config") or {}):
-        if "tie_word_embeddings" in section:
-            return bool(section["tie_word_embeddings"])
-    return None
-
-
-def _exclusions(quantization: Mapping[str, Any] | None) -> list[str]:
-    """The patterns of modules left unquantized, under whichever key the producer wrote them."""
-    section = (quantization or {}).get("quantization", quantization) or {}
-    found = section.get("exclude_modules", section.get("ignore")) or ()
-    return [str(pattern) for pattern in found]
 
 
 def _exception(error: Exception, *, tensor: str | None, origin: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qvlfp8.commands import findings
+from qvlfp8.commands import diagnose as diagnosing
 from qvlfp8.findings import KINDS
 from qvlfp8.signs import SIGNS
 from tests.unit.factory import open_project
@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 
 def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "MOST_BYTES", 100)
+    monkeypatch.setattr(diagnosing, "MOST_BYTES", 100)
     log = tmp_path / "log.txt"
     log.write_text(STRAY + "x\n" * 200)
     done = qvlfp8("diagnose", str(log))
@@ -92,9 +92,9 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_only_the_end_of_a_long_pipe_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "MOST_BYTES", 100)
+    monkeypatch.setattr(diagnosing, "MOST_BYTES", 100)
     reader, writer = os.pipe()
     os.write(writer, b"a" * 900 + b"b" * 100)
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
-        assert findings._end(stream) == (b"b" * 100, False)
+        assert diagnosing._end(stream) == (b"b" * 100, False)

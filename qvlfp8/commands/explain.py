@@ -1,0 +1,185 @@
+"""``qvlfp8 explain``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qvlfp8 import against, checkpoint, remote
+from qvlfp8.contract.data import Contract, load_all
+from qvlfp8.contract.verdict import Range, Worth
+from qvlfp8.describe import Described, look
+from qvlfp8.describe import as_json as described_as_json
+from qvlfp8.errors import CheckpointError, UnknownModelError, UsageError
+from qvlfp8.explain import Explanation, Mend, covered, explain
+from qvlfp8.finding_kinds import KINDS
+from qvlfp8.report import description
+
+WORKS, NOT = 0, 1
+"""Exit codes of a checkpoint that is explained."""
+
+_WORDS: dict[Worth, str] = {
+    "works": "works",
+    "blind": "works for text only, blind",
+    "fails": "fails",
+    "unknown": "not known",
+}
+_COLOURS: dict[Worth, str] = {"works": "green", "blind": "red", "fails": "red", "unknown": "yellow"}
+
+
+def run_explain(source: str, *, vllm: str | None, other: str | None, as_json: bool) -> int:
+    """Explain a checkpoint, or how it differs from another; returns the exit code.
+
+    Raises:
+        QvlError: by class.
+    """
+    if other is not None:
+        return _compare(source, other, as_json=as_json)
+    contracts = _asked_for(vllm)
+    with _opened(source) as (described, values):
+        if not covered(described):
+            _say_what_it_is(described, as_json=as_json)
+            raise UnknownModelError(
+                f"{source}: what vLLM makes of such a checkpoint was not recorded",
+                mend="verdicts are for Qwen2.5-VL in BF16 or ModelOpt FP8; for others, this says what it is",
+            )
+        found = explain(described, contracts, source=source, values=values)
+    if as_json:
+        print(json.dumps(_as_json(found), indent=1))
+    else:
+        _show(found, source)
+    return WORKS if found.works else NOT
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[tuple[Described, bool]]:
+    """A folder of this machine or a checkpoint of the hub; and whether values of tensors can be read."""
+    try:
+        if (wanted := remote.parse_id(source)) is not None:
+            with remote.opened(wanted) as found:
+                yield look(found.checkpoint, found.files), found.cached
+        else:
+            yield look(checkpoint.read(Path(source))), True
+    except checkpoint.NotACheckpoint as error:
+        raise CheckpointError(f"{error.file}: {error.problem}", mend=error.mend) from None
+
+
+def _asked_for(vllm: str | None) -> Sequence[Contract]:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    contracts = load_all()
+    if vllm is None:
+        return contracts
+    exact = vllm if vllm[:1] in "<>=!~" else f"=={vllm}"
+    try:
+        wanted = SpecifierSet(exact)
+    except InvalidSpecifier:
+        raise UsageError(f"--vllm {vllm!r} is no version specifier", mend="such as '>=0.12,<0.20'") from None
+    found = [contract for contract in contracts if wanted.contains(contract.vllm)]
+    if not found:
+        known = ", ".join(dict.fromkeys(contract.vllm for contract in contracts))
+        raise UsageError(
+            f"--vllm {vllm!r} holds for none of the recorded versions", mend=f"recorded are {known}"
+        )
+    return found
+
+
+def _compare(a: str, b: str, *, as_json: bool) -> int:
+    with _opened(a) as (first, _), _opened(b) as (second, _):
+        found = against.difference(first, second)
+    if as_json:
+        print(json.dumps(against.as_json(found), indent=1))
+    else:
+        console = Console(highlight=False)
+        for line in against.lines(found, a, b):
+            console.print(line, markup=False, soft_wrap=True)
+    return WORKS
+
+
+def _say_what_it_is(described: Described, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"checkpoint": described_as_json(described.description)}, indent=1))
+        return
+    console = Console(highlight=False)
+    for line in description.lines(described.description):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _show(found: Explanation, source: str) -> None:
+    console = Console(highlight=False)
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, markup=False, soft_wrap=True, style=style)
+
+    say(source, style="bold")
+    for line in description.lines(found.described.description):
+        say(f"  {line}")
+    if found.faults:
+        say("What is wrong with it in itself:", style="bold")
+        for fault in found.faults:
+            say(f"  {fault.finding} ({fault.count}): {fault.first}", style="red")
+    say("In vLLM:", style="bold")
+    for span in found.ranges:
+        say(f"  {_ranged(span)}", style=_COLOURS[span.verdict.worth])
+    for finding in dict.fromkeys(i for span in found.ranges for i in span.verdict.ids):
+        say(f"  {finding}: {KINDS[finding].meaning}")
+    if found.mend is not None:
+        _show_mend(found.mend, say)
+
+
+def _ranged(span: Range) -> str:
+    words = f"{span.words}: {_WORDS[span.verdict.worth]}"
+    why = ", ".join(span.verdict.ids) or span.verdict.reason
+    return f"{words} ({why})" if why else words
+
+
+def _show_mend(mend: Mend, say: Any) -> None:
+    say("The smallest mend:", style="bold")
+    if mend.command is None:
+        say(f"  none without quantizing again: {mend.refused}")
+        return
+    say(f"  {mend.command}", style="green")
+    for change in mend.changes:
+        say(f"  - {change}")
+    say(f"  then: {'; '.join(_ranged(span) for span in mend.afterwards)}")
+
+
+def _as_json(found: Explanation) -> dict[str, Any]:
+    return {
+        "checkpoint": described_as_json(found.described.description),
+        "works": found.works,
+        "versions": [
+            {
+                "vllm": verdict.vllm,
+                "environment": verdict.environment,
+                "verdict": verdict.worth,
+                "findings": [asdict(finding) for finding in verdict.findings],
+                "reason": verdict.reason,
+            }
+            for verdict in found.verdicts
+        ],
+        "ranges": [_range_as_json(span) for span in found.ranges],
+        "faults": [asdict(fault) for fault in found.faults],
+        "mend": None
+        if found.mend is None
+        else {
+            "command": found.mend.command,
+            "changes": list(found.mend.changes),
+            "afterwards": [_range_as_json(span) for span in found.mend.afterwards],
+            "refused": found.mend.refused,
+        },
+    }
+
+
+def _range_as_json(span: Range) -> dict[str, Any]:
+    return {
+        "versions": list(span.versions),
+        "verdict": span.verdict.worth,
+        "findings": list(span.verdict.ids),
+    }

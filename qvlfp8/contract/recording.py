@@ -1,0 +1,108 @@
+"""Record contracts: run the probes in serve environments, and make a contract of each one's answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from qvlfp8.contract.condense import condense
+from qvlfp8.contract.data import Contract
+from qvlfp8.contract.exclusions import Unexplained
+from qvlfp8.contract.probes import Probe, probes, write
+from qvlfp8.engine import Batch, Engine, Job
+from qvlfp8.environments import ServeEnvironment
+from qvlfp8.errors import WorkerError
+from qvlfp8.locks import Lock
+from qvlfp8.store import writing
+from qvlfp8.worker.contract import OBSERVED
+from qvlfp8.worker.protocol import RESULT
+
+__all__ = ["record"]
+
+TIME_LIMIT_S = 3600.0
+"""For all probes of a version: 6,000 at 0.05 s, and five times that on a busy machine."""
+
+
+def record(
+    environment: ServeEnvironment, lock: Lock, engine: Engine, work: Path, advance: Callable[[int, int], None]
+) -> Contract:
+    """Show the probes to an environment that is built, and condense its answers.
+
+    Args:
+        environment: the environment.
+        lock: its lock.
+        engine: where it runs.
+        work: a folder for the worker's files; what is in it is overwritten.
+        advance: is told how many probes are answered, of how many.
+
+    Raises:
+        WorkerError: the environment cannot judge, or no rule explains what it does.
+        QvlError: the engine's, by class.
+    """
+    asked = probes()
+    with writing(work):
+        out = work / "out"
+        out.mkdir(parents=True, exist_ok=True)
+        for file in (out / OBSERVED, out / RESULT):
+            file.unlink(missing_ok=True)
+        params = write(work, asked)
+    job = Job(id=environment.id, params=dict(params), out=out, reads=(work,))
+    with _Watched(out / OBSERVED, lambda done: advance(done, len(asked))):
+        engine.run(
+            (environment, lock),
+            Batch(worker="contract", jobs=(job,), time_limit_s=TIME_LIMIT_S, threads=1),
+            work / "log.txt",
+            lambda _event: None,
+        )
+    return _condensed(environment, lock, asked, work)
+
+
+def _condensed(environment: ServeEnvironment, lock: Lock, asked: list[Probe], work: Path) -> Contract:
+    result = work / "out" / RESULT
+    content = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+    fault = content.get("environment", {}).get("fault") or content.get("failure")
+    if content.get("outcome") != "done" or fault:
+        raise WorkerError(
+            f"{environment.id}: the probes were not answered: {fault or 'the worker ended'}",
+            mend=f"its log is {work / 'log.txt'}",
+        )
+    lines = (work / "out" / OBSERVED).read_text(encoding="utf-8").splitlines()
+    try:
+        return condense(
+            asked,
+            [json.loads(line) for line in lines],
+            content["measured"]["model_class"],
+            environment=environment.id,
+            vllm=environment.vllm,
+            transformers=content["environment"]["transformers"],
+            lock=lock.digest,
+        )
+    except Unexplained as error:
+        raise WorkerError(
+            f"{environment.id}: {error}", mend="teach qvlfp8/contract/exclusions.py what it does"
+        ) from None
+
+
+class _Watched:
+    """Tell how many lines a file has, twice a second, while the block runs."""
+
+    def __init__(self, file: Path, tell: Callable[[int], None]) -> None:
+        self._file, self._tell = file, tell
+
+    def __enter__(self) -> None:
+        import threading
+
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.5):
+            if self._file.exists():
+                with self._file.open("rb") as stream:
+                    self._tell(sum(1 for _ in stream))

@@ -1,0 +1,64 @@
+"""``docs/findings.md``: the registry of findings, and the versions in which committed records show them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from packaging.version import Version
+
+from qvlfp8.finding_kinds import KINDS
+from qvlfp8.observed import named_version, observed
+from qvlfp8.project import Project
+from qvlfp8.signs import signs_of
+
+__all__ = ["page"]
+
+_HEAD = """\
+# Findings
+
+Every cause that qvlfp8 can name. This page is printed by `qvlfp8 findings --markdown`, not edited. "Seen in"
+is derived from the committed records of runs on GPUs (`results/`) and from locks that do not resolve; a
+finding without it was not seen there. `qvlfp8 findings ID` adds what was executed on your machine, and
+`qvlfp8 diagnose LOGFILE` finds these causes in a log.
+"""
+
+
+def page(project: Project) -> str:
+    """The whole page.
+
+    Raises:
+        QvlError: a lock or a committed record is not valid.
+    """
+    seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for version, stage, _, found in observed(project, committed_only=True):
+        for name in found:
+            if version is not None:
+                seen[name][stage].add(version)
+    order = {named_version(e): Version(e.vllm) for e in project.matrix.file.serve}
+    sections = ["\n".join(_section(name, seen.get(name, {}), order)) for name in KINDS]
+    return "\n\n".join([_HEAD.rstrip(), *sections]) + "\n"
+
+
+def _section(name: str, seen: Mapping[str, set[str]], order: Mapping[str, Version]) -> Iterator[str]:
+    kind, signs = KINDS[name], signs_of(name)
+    yield f"## `{name}`"
+    yield ""
+    yield f"*{kind.severity}* - {_plain(kind.meaning)}."
+    yield ""
+    yield f"- **Mend:** {_plain(kind.mend)}."
+    if signs.command:
+        yield f"- **Command:** `{signs.command}`"
+    for stage, versions in seen.items():
+        listed = ", ".join(sorted(versions, key=lambda version: (order[version], version)))
+        yield f"- **Seen in** vLLM {listed}, at `{stage}`"
+    for link in signs.links:
+        yield f"- **Upstream:** <{link}>"
+    for signature in signs.signatures:
+        yield f"- **In a log:** `` {signature} ``"
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown sees no emphasis."""
+    return re.sub(r"([*_])", r"\\\1", text)

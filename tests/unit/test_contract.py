@@ -1,0 +1,269 @@
+"""The contract's parts: names and shapes without numbers, exclusions, like layers, and the recorded data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvlfp8 import checkpoint, structure
+from qvlfp8.commands.contract import differences
+from qvlfp8.contract import exclusions, forms
+from qvlfp8.contract.answers import NotRecorded
+from qvlfp8.contract.condense import raised
+from qvlfp8.contract.control import BASES, config, inline, preprocessor
+from qvlfp8.contract.data import Contract, Matching, load, load_all, save
+from qvlfp8.contract.exclusions import Unexplained, fit, quantized
+from qvlfp8.contract.names import MODULES, collapse, locate, spell
+from qvlfp8.contract.predict import predict
+from qvlfp8.contract.probes import probes
+from qvlfp8.contract.shapes import RIGHT, different, relation
+from qvlfp8.contract.subject import subject
+from qvlfp8.contract.verdict import merged, verdicts
+from qvlfp8.locks import find_lock
+from qvlfp8.project import Project
+from qvlfp8.worker.contract import write_checkpoint
+
+MATRIX = Path(__file__).parents[2] / "matrix.yaml"
+MODEL = structure.from_config(config())
+
+
+# --- names and shapes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "spelling", "key"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", "published", "model.layers.{}.mlp.up_proj/weight"),
+        (
+            "model.language_model.layers.1.mlp.up_proj.weight",
+            "transformers",
+            "model.layers.{}.mlp.up_proj/weight",
+        ),
+        ("language_model.model.norm.weight", "vllm", "model.norm/weight"),
+        ("model.visual.merger.mlp.0.bias", "transformers", "visual.merger.mlp.0/bias"),
+        ("language_model.lm_head.weight", "vllm", "lm_head/weight"),
+        ("visual.blocks.0.attn.k_proj.k_scale", "published", "visual.blocks.{}.attn.k_proj/k_scale"),
+        ("visual.blocks.2.attn.qkv.weight", "published", "visual.blocks.+.attn.qkv/weight"),
+        ("visual.blocks.0.attn.strange.weight", "published", "visual.blocks.{}.attn/?/weight"),
+        ("model.layers.0.mlp.strange_scale", "published", "model.layers.{}.mlp/other_scale"),
+        ("model.layers.0.mlp", "published", "model.layers.{}.mlp/"),
+        ("strange", "published", "/other"),
+        ("model.layers.00.mlp.up_proj.weight", "published", "model.layers/?part/weight"),
+    ],
+)
+def test_a_name_has_a_place(name: str, spelling: str, key: str) -> None:
+    place = locate(name, MODEL)
+    assert (place.spelling, place.key) == (spelling, key)
+
+
+@given(st.sampled_from(sorted(MODEL.shapes)), st.sampled_from(["published", "transformers", "vllm"]))
+def test_every_spelling_of_a_name_has_one_place(name: str, spelling: str) -> None:
+    there, here = locate(spell(name, spelling), MODEL), locate(name, MODEL)
+    assert replace(there, spelling=here.spelling) == here
+    assert here.module in MODULES
+    assert collapse(name).count("{}") == (here.index is not None)
+
+
+SHAPES = st.lists(st.integers(0, 9), max_size=5).map(tuple)
+
+
+@given(SHAPES, SHAPES)
+def test_a_relation_is_right_only_of_equal_shapes(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert (relation(shape, expected) == RIGHT) == (shape == expected)
+
+
+@given(st.sampled_from([(), (256,), (512, 256), (160, 3, 2, 14, 14)]), SHAPES)
+def test_each_relation_that_a_shape_can_have_was_shown(
+    expected: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    shown = {relation(other, expected) for other in different(expected)} | {RIGHT}
+    # Of the rank 4 and more than the expected, and of shapes that vanish, there is one sort each.
+    if len(shape) <= 3 and (len(shape) == len(expected) or math.prod(shape) != math.prod(expected)):
+        assert relation(shape, expected) in shown
+
+
+# --- exclusions ---------------------------------------------------------------------------------
+
+RULES = Matching(mapped=True, star=True, whole=True, fused=True, substring=False, equal=False, wildcard=True)
+PREFIXES = [["model.visual.", "visual."], ["model.", "language_model.model."]]
+PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+QKV = "language_model.model.layers.0.self_attn.qkv_proj"
+TOWER = "visual.blocks.0.attn.proj"
+
+
+def left(*patterns: str, rules: Matching = RULES) -> set[str] | None:
+    found = quantized(patterns, [QKV, TOWER], rules, prefixes=PREFIXES, packed=PACKED)
+    return None if found is None else set(found)
+
+
+def test_exclusions_are_matched_by_rules() -> None:
+    assert left() == {QKV, TOWER}
+    assert left("visual*") == {QKV}
+    assert left("model.visual*") == {QKV}
+    assert left("model.visual*", rules=replace(RULES, star=False)) == {QKV, TOWER}, "renaming asks for a dot"
+    assert left("model.visual.*", rules=replace(RULES, mapped=False)) == {QKV, TOWER}
+    assert left("isua", rules=replace(RULES, substring=True)) == {QKV}
+    assert left(QKV) == {TOWER}
+    parts = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
+    assert left(*parts) == {TOWER}
+    assert left(*parts[:2]) is None, "its parts disagree"
+    assert left(QKV, *parts[:2]) == {TOWER}
+    assert left(QKV, *parts[:2], rules=replace(RULES, whole=False)) is None
+
+
+def test_rules_are_found_from_answers() -> None:
+    lists = [
+        (),
+        ("visual*",),
+        ("model.visual.*",),
+        (QKV,),
+        ("isua",),
+        (TOWER,),
+        ("model.layers.0.self_attn.q_proj",),
+    ]
+    modules = [QKV, TOWER]
+    hidden = Matching(
+        mapped=True, star=False, whole=False, fused=True, substring=True, equal=False, wildcard=False
+    )
+    answers = [
+        (found, quantized(found, modules, hidden, prefixes=PREFIXES, packed=PACKED)) for found in lists
+    ]
+    rules = fit(answers, modules=modules, prefixes=PREFIXES, packed=PACKED)
+    assert [left(*found, rules=rules) for found in lists] == [left(*found, rules=hidden) for found in lists]
+    with pytest.raises(Unexplained, match="no rules explain"):
+        fit([(("visual*",), frozenset())], modules=modules, prefixes=PREFIXES, packed=PACKED)
+
+
+# --- forms --------------------------------------------------------------------------------------
+
+
+def test_a_rendered_form_is_read_as_itself() -> None:
+    for form in forms.all_configs():
+        assert forms.read_config(form.render()) == form
+    for declared in forms.all_quantizations():
+        files = declared.render()
+        assert forms.read_quantization(files["config.json"], files.get("hf_quant_config.json")) == declared
+
+
+def test_what_is_no_known_form_is_told_apart() -> None:
+    known = {form.key for form in forms.all_configs()}
+    assert forms.read_config(config() | {"rope_scaling": {"type": "yarn"}}).key not in known
+    assert forms.read_config(config() | {"tie_word_embeddings": "yes"}).key not in known
+    assert forms.read_config(config() | {"text_config": {"model_type": "qwen2"}}).key not in known
+
+
+# --- like layers --------------------------------------------------------------------------------
+
+
+def made(folder: Path, *, layers: int = 4, exclude: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> Path:
+    whole = config(layers=layers)
+    tensors = {
+        name: ("BF16", shape)
+        for name, shape in structure.from_config(whole).shapes.items()
+        if name not in drop
+    }
+    files = {
+        "config.json": whole | {"quantization_config": inline(exclude)},
+        "preprocessor_config.json": preprocessor(),
+    }
+    write_checkpoint(folder, files, tensors)
+    return folder
+
+
+def test_like_layers_are_one(tmp_path: Path) -> None:
+    asked = subject(checkpoint.read(made(tmp_path / "a")))
+    assert (asked.layers, asked.blocks) == ((0,), (0,))
+    # In names' order: what stands for layers 0 to 3 is read when the first of them is.
+    assert [entry.order for entry in asked.entries] == sorted(entry.order for entry in asked.entries)
+
+
+def test_a_layer_that_differs_stands_for_itself(tmp_path: Path) -> None:
+    asked = subject(checkpoint.read(made(tmp_path / "a", drop=("model.layers.2.mlp.up_proj.weight",))))
+    assert asked.layers == (0, 2)
+    asked = subject(checkpoint.read(made(tmp_path / "b", exclude=("model.layers.3.mlp.up_proj",))))
+    assert asked.layers == (0, 3)
+
+
+def test_a_pattern_that_may_mean_several_layers_makes_them_all_differ(tmp_path: Path) -> None:
+    for number, pattern in enumerate(("layers.1", "model.layers.[12].mlp*", "model.layers.1*")):
+        asked = subject(checkpoint.read(made(tmp_path / str(number), exclude=(pattern,))))
+        assert asked.layers == (0, 1, 2, 3), pattern
+
+
+# --- the recorded contracts ---------------------------------------------------------------------
+
+
+def test_every_serve_environment_has_its_contract() -> None:
+    project = Project.open(MATRIX)
+    serve = {e.id: find_lock(project.matrix, e).digest for e in project.matrix.file.serve if e.label is None}
+    assert {contract.environment: contract.lock for contract in load_all()} == serve, (
+        "run `qvlfp8 contract record`"
+    )
+
+
+def test_a_contract_holds_answers_to_every_probe_of_forms() -> None:
+    configs = {probe.key[2] for probe in probes() if probe.key[0] == "config"}
+    declared = {probe.key[1] for probe in probes() if probe.key[0] == "quantization"}
+    for contract in load_all():
+        assert set(contract.configs) == configs
+        assert set(contract.quantizations) == declared
+
+
+@pytest.mark.parametrize("contract", load_all(), ids=lambda contract: contract.environment)
+@pytest.mark.parametrize("name", ["fp8", "excluded", "bf16", "fp8-tied", "bf16-tied"])
+def test_the_bases_have_no_finding_that_fails(tmp_path: Path, contract: Contract, name: str) -> None:
+    write_checkpoint(tmp_path / "a", BASES[name].files, BASES[name].tensors)
+    found = predict(subject(checkpoint.read(tmp_path / "a")), contract)
+    assert [finding.id for finding in found if finding.severity != "note"] == []
+
+
+def test_a_contract_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    contract = load_all()[0]
+    assert load(save(contract, tmp_path)) == contract
+
+
+def test_where_two_contracts_differ_is_said() -> None:
+    contract = load_all()[0]
+    assert list(differences(contract, replace(contract, lock="another"))) == []
+    other = replace(
+        contract, files={**contract.files, "preprocessor_config.json": "raises OSError||checkpoint"}
+    )
+    (line,) = differences(contract, other)
+    assert line.startswith("files > preprocessor_config.json: recorded ")
+
+
+def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
+    whole = config() | {"rope_scaling": {"type": "yarn"}}
+    write_checkpoint(
+        tmp_path / "a",
+        {"config.json": whole, "preprocessor_config.json": preprocessor()},
+        BASES["bf16"].tensors,
+    )
+    asked = subject(checkpoint.read(tmp_path / "a"))
+    with pytest.raises(NotRecorded, match="'flat tie=false rope=other'"):
+        predict(asked, load_all()[0])
+    (span,) = merged(verdicts(asked, load_all()))
+    assert span.verdict.worth == "unknown"
+    assert span.verdict.reason is not None
+
+
+def test_how_vllm_raised_is_kept_without_names() -> None:
+    error = {
+        "type": "ValueError",
+        "message": "There is no module or parameter named 'x'",
+        "origin": "checkpoint",
+    }
+    assert raised({"exception": error}) == "raises ValueError|no module or parameter named|checkpoint"
+    assert raised({"exception": None, "refused": []}) is None
+    assert raised({"refused_kind": "unknown-dtype"}) == "raises unknown-dtype||refused"
+
+
+def test_spelled_patterns_are_renamed_in_order() -> None:
+    assert exclusions.excluded(
+        ["model.visual.blocks.0"], "visual.blocks.0", RULES, prefixes=PREFIXES, packed=PACKED
+    )
