@@ -77,6 +77,14 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the checkpoint readers, guided by coverage, and with many generated folders: -- [SECONDS]."""
+    install(session, "fuzz")
+    run(session, "python", "-m", "tests.fuzz.fuzz", *session.posargs)
+    run(session, "pytest", "-q", "tests/unit/test_hostile_generated.py", "--hypothesis-profile=thorough")
+
+
+@nox.session
 def truth(session: nox.Session) -> None:
     """Plant faults in good checkpoints, and see whether the stages catch every one without a false alarm."""
     install(session)

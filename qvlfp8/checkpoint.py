@@ -1,8 +1,9 @@
 """A checkpoint folder: safetensors headers, index, configuration and quantization configuration.
 
-Only headers are read, so a folder of any size opens in milliseconds. Where several files could
-disagree (index and shards, two shards, the two places of a quantization configuration) the rule is
-vLLM's where vLLM has one, and a refusal where it has none.
+Only headers are read, so a folder of any size opens in milliseconds; what would cost more than a second, or
+lies outside the folder, is refused (:mod:`qvlfp8.untrusted`). Nothing is ever unpickled or imported. Where
+several files could disagree (index and shards, two shards, the two places of a quantization configuration)
+the rule is vLLM's where vLLM has one, and a refusal where it has none.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from qvlfp8 import digest
+from qvlfp8 import untrusted
 from qvlfp8.tensorfile import (
-    NotACheckpoint,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_VALUES,
     Tensor,
-    parse_object,
+    of_headers,
     read_bytes,
     read_header,
     values,
     write_safetensors,
 )
+from qvlfp8.untrusted import Allowance, NotACheckpoint, is_inside
 
 __all__ = [
     "CONFIG",
@@ -36,6 +39,7 @@ __all__ = [
     "NotACheckpoint",
     "Tensor",
     "folder_digest",
+    "is_inside",
     "read",
     "read_bytes",
     "read_header",
@@ -47,6 +51,11 @@ CONFIG = "config.json"
 HF_QUANT_CONFIG = "hf_quant_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+
+MAX_FILES = 1_000
+"""Most weight files of a checkpoint; the largest published models have some 200."""
+
+_PICKLES = frozenset({".bin", ".ckpt", ".pkl", ".pt", ".pth"})
 
 ConfigSource = Literal["config.json", "hf_quant_config.json"]
 
@@ -80,15 +89,26 @@ def read(root: Path) -> Checkpoint:
     Raises:
         NotACheckpoint: no folder, no configuration, no weights, or a file that breaks its format.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112  (a Path raises for a name that is too long)
         raise NotACheckpoint(root, "there is no such folder", "give the folder with config.json")
-    config = _read_object(root / CONFIG, "give a folder as save_pretrained or ModelOpt writes it")
+    with untrusted.collection_paused():
+        return _read(root)
+
+
+def _read(root: Path) -> Checkpoint:
+    config = _read_object(root, CONFIG, "give a folder as save_pretrained or ModelOpt writes it")
     hf_quant_config = None
-    if (root / HF_QUANT_CONFIG).exists():
-        hf_quant_config = _read_object(root / HF_QUANT_CONFIG, "export the checkpoint again")
+    if os.path.lexists(root / HF_QUANT_CONFIG):
+        hf_quant_config = _read_object(root, HF_QUANT_CONFIG, "export the checkpoint again")
     quantization, source = _effective_quantization(root, config, hf_quant_config)
     weight_map = _read_weight_map(root)
     files = sorted(set(weight_map.values())) if weight_map else _weights_without_index(root)
+    if len(files) > MAX_FILES:
+        raise NotACheckpoint(
+            root,
+            f"it has {len(files)} weight files, of which {MAX_FILES} at most are read",
+            "give a Qwen VL checkpoint; this is many times what any of them has",
+        )
     tensors = _merge(root, files)
     if weight_map:
         _check_index(root, weight_map, tensors)
@@ -109,26 +129,23 @@ def folder_digest(root: Path) -> str:
     Links to files count as the files; links to folders are not followed.
 
     Raises:
-        NotACheckpoint: a file cannot be read.
+        NotACheckpoint: a file cannot be read, is no regular file, or a link leads out of the folder.
     """
     total = hashlib.sha256()
     for path in sorted(_files_below(root), key=lambda path: os.fsencode(path.relative_to(root))):
         try:
-            file_digest = digest.of_file(path)
+            with untrusted.open_regular(path, root, mend="put the file back, or remove the link") as stream:
+                file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            raise NotACheckpoint(
-                path, f"cannot be read ({error.strerror})", "put the file back, or remove the link"
-            ) from error
+            raise NotACheckpoint(path, f"cannot be read ({error.strerror})", "put the file back") from error
         total.update(os.fsencode(path.relative_to(root)) + f"\0{file_digest}\n".encode())
     return total.hexdigest()
 
 
-def _read_object(file: Path, mend: str) -> dict[str, Any]:
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise NotACheckpoint(file, f"cannot be read ({error.strerror})", mend) from error
-    return parse_object(file, raw, mend)
+def _read_object(root: Path, name: str, mend: str, bound: Allowance | None = None) -> dict[str, Any]:
+    found = untrusted.read_object(root / name, bound or untrusted.of_configuration(), mend, root)
+    untrusted.check_depth(root / name, found, mend)
+    return found
 
 
 def _effective_quantization(
@@ -147,12 +164,14 @@ def _effective_quantization(
 def _read_weight_map(root: Path) -> dict[str, str]:
     """The index's tensor name -> file name; empty without an index."""
     file = root / INDEX
-    if not file.exists():
+    if not os.path.lexists(file):
         return {}
-    weight_map = _read_object(file, "copy the file again").get("weight_map")
+    bound = Allowance(nbytes=MAX_HEADER_BYTES, values=MAX_HEADER_VALUES // 4)
+    weight_map = _read_object(root, INDEX, "copy the file again", bound).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise NotACheckpoint(file, "it has no weight_map", "copy the file again")
-    for shard in weight_map.values():
+    others = [shard for shard in weight_map.values() if not isinstance(shard, str)]
+    for shard in others or set(weight_map.values()):
         if not _is_plain_name(shard):
             raise NotACheckpoint(
                 file,
@@ -173,16 +192,27 @@ def _is_plain_name(shard: object) -> bool:
 
 
 def _weights_without_index(root: Path) -> list[str]:
-    files = sorted(path.name for path in root.glob("*.safetensors"))
+    names = [path.name for path in root.iterdir()]
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if odd := [name for name in files if not _is_plain_name(name)]:
+        raise NotACheckpoint(root, f"the name of its file {odd[0]!r} cannot be printed", "rename the file")
     if not files:
+        pickles = sorted(name for name in names if Path(name).suffix in _PICKLES)
+        if pickles:
+            raise NotACheckpoint(
+                root,
+                f"there is no *.safetensors file; {pickles[0]!r} is a pickle, which can run any code",
+                "have the model saved with safetensors by someone you trust",
+            )
         raise NotACheckpoint(root, "there is no *.safetensors file", "save the model with safetensors")
     return files
 
 
 def _merge(root: Path, files: Iterable[str]) -> dict[str, Tensor]:
     merged: dict[str, Tensor] = {}
+    allowance = of_headers()
     for file in files:
-        for name, tensor in read_header(root / file).items():
+        for name, tensor in read_header(root / file, root=root, allowance=allowance).items():
             if name in merged:
                 raise NotACheckpoint(
                     root / file,

@@ -10,13 +10,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from qvlfp8.checkpoint import Checkpoint, NotACheckpoint, Tensor, values
+from qvlfp8 import untrusted
+from qvlfp8.checkpoint import Checkpoint, NotACheckpoint, Tensor
 from qvlfp8.quantization import Scheme, UnknownQuantization, excludes
 from qvlfp8.quantization import read as read_scheme
 from qvlfp8.structure import Linear, Part, Structure, canonical, part_of
-from qvlfp8.tensorfile import parse_object, read_bytes
+from qvlfp8.tensorfile import read_bytes, values_of_each
 
 Finding = Literal[
     "config-contradicts-config",
@@ -146,7 +148,8 @@ def _check_content(checkpoint: Checkpoint) -> Iterator[Problem]:
         if not file.is_file():
             continue
         try:
-            content = parse_object(file, file.read_bytes(), "copy it from the base model")
+            bound = untrusted.of_tokenizer() if name == "tokenizer.json" else untrusted.of_configuration()
+            content = untrusted.read_object(file, bound, "copy it from the base model", checkpoint.root)
         except NotACheckpoint as error:
             yield Problem(finding="file-invalid", subject=name, detail=error.problem)
             continue
@@ -160,11 +163,15 @@ def _check_content(checkpoint: Checkpoint) -> Iterator[Problem]:
         )
         for here, there in pairs:
             if here in content and there in vision and content[here] != vision[there]:
-                detail = f"{here} is {content[here]}, vision_config has {there} {vision[there]}"
+                detail = f"{here} is {content[here]!r}, vision_config has {there} {vision[there]!r}"
                 yield Problem(finding="file-invalid", subject=name, detail=detail)
     template = checkpoint.root / "chat_template.jinja"
-    if template.is_file() and not template.read_bytes().strip():
-        yield Problem(finding="file-invalid", subject=template.name, detail="it is empty")
+    if template.is_file():
+        try:
+            if not _read(template, checkpoint).strip():
+                yield Problem(finding="file-invalid", subject=template.name, detail="it is empty")
+        except NotACheckpoint as error:
+            yield Problem(finding="file-invalid", subject=template.name, detail=error.problem)
 
 
 def check_both_configs(case: Case) -> Iterator[Problem]:
@@ -222,7 +229,15 @@ def _all_finite(dtype: str, raw: bytes) -> bool:
 def _mentions_template(checkpoint: Checkpoint) -> bool:
     """Older transformers keep the template inside tokenizer_config.json."""
     file = checkpoint.root / "tokenizer_config.json"
-    return file.is_file() and b'"chat_template"' in file.read_bytes()
+    try:
+        return file.is_file() and b'"chat_template"' in _read(file, checkpoint)
+    except NotACheckpoint:
+        return False
+
+
+def _read(file: Path, checkpoint: Checkpoint) -> bytes:
+    bound = untrusted.of_configuration()
+    return untrusted.read_bounded(file, bound, "copy it from the base model", checkpoint.root)
 
 
 def check_structure(case: Case) -> Iterator[Problem]:
@@ -293,15 +308,16 @@ def expected_kv_scales(model: Structure) -> list[str]:
 
 def check_scale_values(case: Case) -> Iterator[Problem]:
     """Check that scales are F32 and of one element, finite and above zero."""
-    for name, tensor in case.tensors.items():
-        if not name.endswith("_scale"):
-            continue
+    scales = [tensor for name, tensor in case.tensors.items() if name.endswith("_scale")]
+    whole = [tensor for tensor in scales if tensor.dtype == "F32" and tensor.shape in {(), (1,)}]
+    found = {tensor.name: numbers[0] for tensor, numbers in values_of_each(whole)}
+    for tensor in scales:
         if tensor.dtype != "F32":
             yield _wrong_dtype(tensor, "F32")
-        elif tensor.shape not in {(), (1,)}:
+        elif tensor.name not in found:
             yield _wrong_shape(tensor, "a scale has one element")
         else:
-            yield from _check_value(tensor, values(tensor)[0])
+            yield from _check_value(tensor, found[tensor.name])
 
 
 def _check_value(tensor: Tensor, value: float) -> Iterator[Problem]:
@@ -317,19 +333,20 @@ def check_foreign(case: Case) -> Iterator[Problem]:
     known.update(f"{linear}.{scale}" for linear in case.model.linears for scale in SCALES)
     vision_scales = set(case.kv_scales("vision"))
     for name, tensor in case.checkpoint.tensors.items():
-        if case.tensors[canonical(name)] is not tensor:
+        ours = canonical(name)
+        if case.tensors[ours] is not tensor:
             yield Problem(
                 finding="unexpected-tensor",
                 subject=name,
-                detail=f"{case.tensors[canonical(name)].name} is the same in another spelling",
+                detail=f"{case.tensors[ours].name} is the same in another spelling",
             )
-        elif canonical(name) in vision_scales:
+        elif ours in vision_scales:
             yield Problem(
                 finding="stray-vision-kv-scale",
                 subject=name,
                 detail="the vision tower has no KV cache; vLLM has no parameter for it",
             )
-        elif canonical(name) not in known:
+        elif ours not in known:
             yield Problem(finding="unexpected-tensor", subject=name, detail="no module has such a tensor")
 
 

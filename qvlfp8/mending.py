@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from qvlfp8 import __version__
 from qvlfp8 import checkpoint as ck
-from qvlfp8.errors import RepairError, UsageError
+from qvlfp8.errors import RepairError, StoreWriteError, UsageError
 from qvlfp8.repair import REPORT, Repair, companions
 from qvlfp8.store import writing
-from qvlfp8.tensorfile import BITS, Tensor, parse_object
+from qvlfp8.tensorfile import BITS, Tensor, read_metadata
 
 __all__ = ["Link", "carry_out"]
 
@@ -61,15 +61,18 @@ def carry_out(
         What ``repair.json`` in the folder says.
 
     Raises:
-        UsageError: ``out`` exists.
+        UsageError: ``out`` exists, or lies in the checkpoint.
         RepairError: a link leads out of the folder, or the copy is not what it must be.
-        StoreWriteError: ``out`` cannot be written.
+        StoreWriteError: ``out`` cannot be written, or there is no space for it.
     """
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out}: exists already", mend="name a folder that does not exist yet")
+    if out.resolve().is_relative_to(repair.source.root.resolve()):
+        raise UsageError(f"{out}: lies in the checkpoint", mend="name a folder elsewhere")
     carried = companions(repair)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(repair, carried, out.parent, link)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}-", dir=out.parent))
     try:
         with writing(partial):
@@ -85,6 +88,23 @@ def carry_out(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
+
+
+def _check_space(repair: Repair, carried: Sequence[Path], parent: Path, link: Link) -> None:
+    """Check that the copy can fit: a file with holes may claim any size.
+
+    On the source's own file system it may be cloned, which needs no space, so there only its size counts.
+    """
+    source = repair.source
+    weights = [source.root / name for name in source.weight_files] if link == "copy" else []
+    needed = sum(file.stat().st_size for file in [*carried, *weights])
+    disk = shutil.disk_usage(parent)
+    left = disk.total if source.root.stat().st_dev == parent.stat().st_dev else disk.free
+    if needed > left:
+        raise StoreWriteError(
+            f"{parent}: the copy has {needed} bytes, for which there is no space ({left})",
+            mend="name a folder on a larger disk; a file with holes is a download that was not finished",
+        )
 
 
 def _fill(
@@ -158,7 +178,7 @@ def _copied(old: Path, new: Path, advance: Callable[[int], None]) -> dict[str, A
 def _layout(old: Path, kept: Sequence[Tensor]) -> tuple[bytes, list[_Span]]:
     """The new file's header, and what goes where; tensors that lie side by side go together."""
     entries: dict[str, Any] = {}
-    metadata = _metadata(old)
+    metadata = read_metadata(old)
     if metadata:
         entries["__metadata__"] = metadata
     offset = 0
@@ -181,14 +201,6 @@ def _layout(old: Path, kept: Sequence[Tensor]) -> tuple[bytes, list[_Span]]:
             spans.append(_Span(tensor.start, position, tensor.nbytes))
         position += tensor.nbytes
     return header, spans
-
-
-def _metadata(file: Path) -> Mapping[str, str] | None:
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        entries = parse_object(file, stream.read(length), "copy the file again")
-    metadata: Mapping[str, str] | None = entries.get("__metadata__")
-    return metadata
 
 
 def _copy(old: Path, new: Path, header: bytes, spans: Sequence[_Span], advance: Callable[[int], None]) -> str:

@@ -7,16 +7,32 @@ ModelOpt writes two: hf_quant_config.json (``quantization`` with ``exclude_modul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 from typing import Any
 
 from qvlfp8.structure import spellings
+from qvlfp8.untrusted import printable
+
+MAX_EXCLUSIONS = 4_096
+"""Most excluded modules; a 72B model has 720 linear modules in all."""
+
+MAX_WILDCARDS = 64
+"""Most of them with a wildcard elsewhere than at the end: each is tried on each module."""
+
+_LONGEST_PATTERN = 512
 
 
 class UnknownQuantization(Exception):
     """The configuration is not one of ModelOpt's for static FP8, or its fields make no sense."""
+
+    def __init__(self, problem: str) -> None:
+        """Say it; what the configuration brought into it cannot harm a terminal."""
+        super().__init__(printable(problem))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +80,59 @@ def excludes(patterns: Iterable[str], module: str) -> bool:
     A pattern matches as a shell wildcard (``*`` crosses dots), as ModelOpt writes them; without a
     wildcard it also names everything below it, as vLLM reads ``visual``.
     """
-    names = spellings(module)
-    return any(
-        fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for pattern in patterns for name in names
-    )
+    return _compiled(tuple(patterns)).names_one_of(spellings(module))
+
+
+def without(patterns: Iterable[str], modules: Iterable[str]) -> list[str]:
+    """Give the patterns that name (see :func:`excludes`) none of the modules (canonical)."""
+    names = sorted(spelling for module in modules for spelling in spellings(module))
+    return [pattern for pattern in patterns if not _names_any(pattern, names)]
+
+
+def _names_any(pattern: str, names: Sequence[str]) -> bool:
+    """Whether a pattern names one of many sorted names; most patterns can be looked up."""
+
+    def begins(beginning: str) -> bool:
+        at = bisect_left(names, beginning)
+        return at < len(names) and names[at].startswith(beginning)
+
+    if _is_plain(pattern):
+        at = bisect_left(names, pattern)
+        return begins(f"{pattern}.") or (at < len(names) and names[at] == pattern)
+    if pattern.endswith("*") and _is_plain(pattern[:-1]):
+        return begins(pattern[:-1])
+    return begins(f"{pattern}.") or any(map(re.compile(translate(pattern)).match, names))
+
+
+class _Patterns:
+    """Many patterns, tried on a name at once: an export may exclude each module of a tower by its name."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._plain = frozenset(patterns)
+        starred = {pattern for pattern in self._plain if pattern.endswith("*") and _is_plain(pattern[:-1])}
+        self._beginnings = frozenset(pattern[:-1] for pattern in starred)
+        self._lengths = sorted({len(beginning) for beginning in self._beginnings})
+        self._others = [
+            re.compile(translate(pattern)) for pattern in self._plain - starred if not _is_plain(pattern)
+        ]
+
+    def names_one_of(self, names: Iterable[str]) -> bool:
+        return any(map(self._names, names))
+
+    def _names(self, name: str) -> bool:
+        return (
+            name in self._plain
+            or any(char == "." and name[:at] in self._plain for at, char in enumerate(name))
+            or any(name[:length] in self._beginnings for length in self._lengths if length <= len(name))
+            or any(other.match(name) for other in self._others)
+        )
+
+
+_compiled = lru_cache(maxsize=8)(_Patterns)
+
+
+def _is_plain(pattern: str) -> bool:
+    return not {"*", "?", "["} & set(pattern)
 
 
 def portable(quantization: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,6 +157,16 @@ def _exclusions(inner: Mapping[str, Any]) -> tuple[str, ...]:
     patterns = inner.get("ignore", inner.get("exclude_modules")) or []
     if not isinstance(patterns, list) or not all(isinstance(item, str) for item in patterns):
         raise UnknownQuantization("its list of excluded modules is not a list of names")
+    inner_wildcards = sum(not _is_plain(pattern.removesuffix("*")) for pattern in patterns)
+    for what, number, most in (
+        ("modules", len(patterns), MAX_EXCLUSIONS),
+        ("with a wildcard inside", inner_wildcards, MAX_WILDCARDS),
+        ("characters in one name", max(map(len, patterns), default=0), _LONGEST_PATTERN),
+    ):
+        if number > most:
+            raise UnknownQuantization(
+                f"its list of excluded modules has {number} {what}; {most} at most are read"
+            )
     return tuple(patterns)
 
 

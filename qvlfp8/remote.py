@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from qvlfp8.checkpoint import CONFIG, HF_QUANT_CONFIG, INDEX, Checkpoint, NotACheckpoint, read
 from qvlfp8.errors import HubError
-from qvlfp8.tensorfile import MAX_HEADER_BYTES, parse_object
+from qvlfp8.tensorfile import MAX_HEADER_BYTES, of_headers
+from qvlfp8.untrusted import read_object
 
 if TYPE_CHECKING:
     import httpx
@@ -38,7 +39,7 @@ CONNECTIONS = 16
 SECONDS = 20.0
 """How long the hub may be silent."""
 
-MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BYTES = MAX_HEADER_BYTES
 
 _NOTHING_THERE = 416
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -153,7 +154,7 @@ def _weights(folder: Path, names: Collection[str]) -> list[str]:
     if INDEX not in names:
         return sorted(name for name in names if name.endswith(".safetensors"))
     file = folder / INDEX
-    named = parse_object(file, file.read_bytes(), "upload the file again").get("weight_map")
+    named = read_object(file, of_headers(), "upload the file again").get("weight_map")
     shards = {name for name in named.values() if isinstance(name, str)} if isinstance(named, dict) else set()
     return sorted(shards.intersection(names))
 

@@ -19,6 +19,7 @@ from qvlfp8 import conformance, quantization, structure
 from qvlfp8.conformance import Case, Problem
 from qvlfp8.errors import RepairError
 from qvlfp8.structure import Part
+from qvlfp8.untrusted import printable
 
 __all__ = ["REPORT", "Repair", "companions", "plan"]
 
@@ -95,13 +96,17 @@ def plan(
         changes += [f"drop {len(scales)} KV cache scales of the language model"] if scales else []
         changes += ["declare a KV cache that is not quantized"] if case.scheme.kv_fp8 else []
         dropped += scales
+    _check_separate(source)
     exclusions = _exclusions(case)
     kv_fp8 = case.scheme.kv_fp8 and not without_kv_cache
     written, respelled = _configurations(source, exclusions, kv_fp8=kv_fp8)
     changes += respelled
-    restored = {} if headers_only else _restored(source, base)
+    files = [] if headers_only else list(conformance.check_files(source))
+    restored = _restored(source, base, files)
     changes += [f"take {name} from {base}" for name in restored]
-    kept = {name: tensor for name, tensor in source.tensors.items() if name not in dropped}
+    changes = [printable(change, most=4_000) for change in changes]
+    gone = set(dropped)
+    kept = {name: tensor for name, tensor in source.tensors.items() if name not in gone}
     written |= _index(source, kept) if dropped else {}
     config = written.get(ck.CONFIG, source.config)
     mended = replace(
@@ -112,7 +117,7 @@ def plan(
         quantization_source="config.json",
         hf_quant_config=written.get(ck.HF_QUANT_CONFIG, source.hf_quant_config),
     )
-    _refuse(mended, model, restored, headers_only=headers_only)
+    _refuse(mended, model, files, restored, headers_only=headers_only)
     return Repair(
         source=source,
         mended=mended,
@@ -121,6 +126,19 @@ def plan(
         restored=restored,
         changes=tuple(changes),
     )
+
+
+def _check_separate(source: ck.Checkpoint) -> None:
+    """Check that an hf_quant_config.json that vLLM does not take can be spelled anew.
+
+    Raises:
+        UnknownQuantization: it cannot.
+    """
+    separate = source.hf_quant_config or {}
+    if not isinstance(separate.get("quantization", {}), Mapping):
+        raise quantization.UnknownQuantization(
+            f"{ck.HF_QUANT_CONFIG}: its field 'quantization' is not an object"
+        )
 
 
 def _exclusions(case: Case) -> list[str]:
@@ -135,7 +153,7 @@ def _exclusions(case: Case) -> list[str]:
                 mend="quantize the part whole, or not at all",
             )
         if fp8:
-            patterns = [p for p in patterns if not any(quantization.excludes([p], module) for module in fp8)]
+            patterns = quantization.without(patterns, fp8)
         else:
             patterns = [name, *(p for p in patterns if name not in re.split(r"[.*]", p))]
     return sorted(dict.fromkeys(patterns))
@@ -183,7 +201,8 @@ def _published_form(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(rope, Mapping) and "mrope_section" in rope:
         if other := sorted(f"{key} {rope[key]}" for key in rope if not _is_plain_rope(key, rope[key])):
             raise RepairError(
-                f"config.json: text_config: rope: {other[0]}: no form of that is known for every vLLM",
+                f"config.json: text_config: rope: {printable(other[0])}: "
+                "no form of that is known for every vLLM",
                 mend="write config.json as the published models have it, without a text_config",
             )
         flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
@@ -198,7 +217,7 @@ def _published_form(config: Mapping[str, Any]) -> dict[str, Any]:
 def _is_plain_rope(key: str, value: object) -> bool:
     """Whether a field of the rotary embedding is one of plain mrope's, which the published form can say."""
     return key in {"mrope_section", "rope_theta"} or (
-        key in {"rope_type", "type"} and value in {"default", "mrope"}
+        key in {"rope_type", "type"} and value in ("default", "mrope")
     )
 
 
@@ -224,21 +243,33 @@ def _index(source: ck.Checkpoint, kept: Mapping[str, ck.Tensor]) -> dict[str, Ma
     return {ck.INDEX: {"metadata": {"total_size": total}, "weight_map": files}}
 
 
-def _restored(source: ck.Checkpoint, base: Path | None) -> dict[str, Path]:
+def _restored(source: ck.Checkpoint, base: Path | None, problems: Sequence[Problem]) -> dict[str, Path]:
     """The base model's files that the checkpoint lacks or has damaged, by name."""
-    problems = list(conformance.check_files(source))
     if base is None:
         return {}
     damaged = {problem.subject for problem in problems if problem.finding == "file-invalid"}
-    return {
+    found = {
         name: base / name
         for name in _COMPANIONS
         if (base / name).is_file() and (name in damaged or not (source.root / name).is_file())
     }
+    for file in found.values():
+        _must_be_inside(file, base)
+    return found
+
+
+def _must_be_inside(file: Path, root: Path) -> None:
+    if not ck.is_inside(file, root):
+        raise RepairError(f"{file}: a link out of the folder", mend="put the file itself there")
 
 
 def _refuse(
-    mended: ck.Checkpoint, model: structure.Structure, restored: Mapping[str, Path], *, headers_only: bool
+    mended: ck.Checkpoint,
+    model: structure.Structure,
+    files: Sequence[Problem],
+    restored: Mapping[str, Path],
+    *,
+    headers_only: bool,
 ) -> None:
     """Check what the mended checkpoint would be.
 
@@ -247,24 +278,26 @@ def _refuse(
     """
     try:
         case = Case(mended, model, quantization.read(mended.quantization))
-        problems = [] if headers_only else [*_files(mended, restored), *conformance.check_scale_values(case)]
-        problems += _tensors(case)
+        problems = [*_files(files, restored), *_tensors(case)]
+        problems += [] if headers_only else conformance.check_scale_values(case)
     except (ck.NotACheckpoint, quantization.UnknownQuantization) as error:
-        raise RepairError(f"{mended.root}: {error}", mend="quantize and export again") from error
+        raise RepairError(
+            f"{mended.root}: {printable(str(error))}", mend="quantize and export again"
+        ) from error
     if not problems:
         return
     first = problems[0]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     is_file = first.finding in {"file-missing", "file-invalid"}
     raise RepairError(
-        f"{mended.root}: {first.subject}: {first.detail}{more} [{first.finding}]",
+        f"{mended.root}: {printable(first.subject)}: {printable(first.detail)}{more} [{first.finding}]",
         mend="name the base model's folder (--base)" if is_file else "quantize and export again",
     )
 
 
-def _files(mended: ck.Checkpoint, restored: Mapping[str, Path]) -> Iterator[Problem]:
+def _files(problems: Sequence[Problem], restored: Mapping[str, Path]) -> Iterator[Problem]:
     """Problems of files besides the weights that the base model's files do not end."""
-    for problem in conformance.check_files(mended):
+    for problem in problems:
         template = problem.subject.startswith("chat_template") and "chat_template.json" in restored
         vocabulary = problem.subject == "tokenizer.json" and {"vocab.json", "merges.txt"} <= set(restored)
         if problem.subject not in restored and not template and not vocabulary:
@@ -278,15 +311,6 @@ def _tensors(case: Case) -> Iterator[Problem]:
     yield from conformance.check_linears(case)
     yield from conformance.check_kv_scales(case, calibrated=False)
     yield from conformance.check_foreign(case)
-
-
-def _is_inside(file: Path, root: Path) -> bool:
-    """Whether a file's bytes lie in the folder, or in the hub's cache that the folder is a snapshot of."""
-    real, home = file.resolve(), root.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
-    return any(real.is_relative_to(folder) for folder in allowed)
 
 
 def companions(repair: Repair) -> list[Path]:
@@ -303,6 +327,5 @@ def companions(repair: Repair) -> list[Path]:
             continue
         files.append(path)
     for path in [*files, *(source.root / name for name in source.weight_files)]:
-        if not _is_inside(path, source.root):
-            raise RepairError(f"{path}: a link out of the folder", mend="put the file itself there")
+        _must_be_inside(path, source.root)
     return files

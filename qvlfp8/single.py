@@ -32,7 +32,7 @@ from qvlfp8.recipe import Recipe
 from qvlfp8.results import Fault, Record, RecordedStage
 from qvlfp8.run import Progress, this_host
 from qvlfp8.store import LOG, Store, writing
-from qvlfp8.tensorfile import NotACheckpoint
+from qvlfp8.untrusted import NotACheckpoint
 
 RECORD = "qvlfp8-record.json"
 """The name under which the record travels with the checkpoint."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from qvlfp8.untrusted import printable
+
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 MODEL_TYPE = "qwen2_5_vl"
 HEAD = "lm_head"
@@ -28,6 +30,8 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "model": ("model.language_model", "language_model.model"),
     }
 )
+
+_OTHERS = tuple(other for others in _SPELLINGS.values() for other in others)
 
 _TEXT_DEFAULTS: Mapping[str, int] = MappingProxyType(
     {
@@ -53,8 +57,18 @@ _VISION_DEFAULTS: Mapping[str, int] = MappingProxyType(
 )
 
 
+MAX_BLOCKS = 256
+"""Most layers or vision blocks: twice what any published dense model has (Llama 3.1 405B: 126)."""
+
+_COUNTS = frozenset({"num_hidden_layers", "depth"})
+
+
 class UnknownModel(Exception):
     """The configuration is not a Qwen2.5-VL's, or a field of it makes no sense."""
+
+    def __init__(self, problem: str) -> None:
+        """Say it; what config.json brought into it cannot harm a terminal."""
+        super().__init__(printable(problem))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +100,8 @@ class Structure:
 
 def canonical(name: str) -> str:
     """Give the canonical spelling of a module or tensor name; unknown names come back unchanged."""
+    if not name.startswith(_OTHERS):
+        return name
     for ours, others in _SPELLINGS.items():
         for other in others:
             if name == other or name.startswith(other + "."):
@@ -158,6 +174,8 @@ def _sizes(config: object, defaults: Mapping[str, int], where: str) -> dict[str,
         value = config.get(field, default)
         if type(value) is not int or not 0 < value < 2**31:
             raise UnknownModel(f"{field} in the {where} part of config.json is {value!r}")
+        if field in _COUNTS and value > MAX_BLOCKS:
+            raise UnknownModel(f"{field} in the {where} part of config.json is {value}, above {MAX_BLOCKS}")
         sizes[field] = value
     return sizes
 

@@ -1,7 +1,8 @@
 """One safetensors file: its header, the values of small tensors, and writing.
 
 The rules are those of the format (https://github.com/huggingface/safetensors#format): what its own
-reader refuses is refused here too, with a sentence that names the file.
+reader refuses is refused here too, with a sentence that names the file. So are headers so large that to
+read them would take longer than a second.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
+
+from qvlfp8.untrusted import Allowance, NotACheckpoint, collection_paused, open_regular, parse_object
 
 BITS: Mapping[str, int] = MappingProxyType(
     {
@@ -27,25 +32,22 @@ BITS: Mapping[str, int] = MappingProxyType(
 )  # fmt: skip
 """Bits of one element, by the format's name for the type."""
 
-MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit (``MAX_HEADER_SIZE`` in safetensors)."""
+MAX_HEADER_BYTES = 16_000_000
+"""Most bytes of all headers of a checkpoint. The format allows 100 MB a file (``MAX_HEADER_SIZE``), for which
+Python needs 8 s and 1 GB; a 72B model in FP8 has 0.5 MB."""
+
+MAX_HEADER_VALUES = 400_000
+"""Most JSON values of all headers of a checkpoint. A tensor has 10, and one for each dimension: 72B in FP8
+have 40,000; 35,000 tensors fit, which is what can be read and judged within a second."""
+
+MAX_DIMENSIONS = 64
+"""Most dimensions of a tensor: NumPy's limit, and PyTorch's; the models here have up to five."""
 
 MAX_VALUES = 65_536
 """Most elements that :func:`values` decodes: it is for scales and biases, not for weights."""
 
 
-class NotACheckpoint(Exception):
-    """A folder or file that is no checkpoint: which file, what is wrong, what to do."""
-
-    def __init__(self, file: Path, problem: str, mend: str) -> None:
-        """Say all three in one sentence."""
-        super().__init__(f"{file}: {problem}; {mend}")
-        self.file = file
-        self.problem = problem
-        self.mend = mend
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
     """One header entry; the bytes are ``file[start:end]``, counted from the file's first."""
 
@@ -67,31 +69,72 @@ class Tensor:
         return self.end - self.start
 
 
-def read_header(file: Path) -> dict[str, Tensor]:
+def of_headers() -> Allowance:
+    """What the headers of one checkpoint may cost."""
+    return Allowance(nbytes=MAX_HEADER_BYTES, values=MAX_HEADER_VALUES)
+
+
+def read_header(
+    file: Path, *, root: Path | None = None, allowance: Allowance | None = None
+) -> dict[str, Tensor]:
     """Read the tensors that one safetensors file declares, in the order of their data.
 
+    Args:
+        file: the file.
+        root: the folder in which its bytes must lie; None: anywhere.
+        allowance: what its header may cost; None: as much as those of a checkpoint.
+
     Raises:
-        NotACheckpoint: the file is missing, cut short, or breaks a rule of the format.
+        NotACheckpoint: the file is missing, no regular file, cut short, too large, or breaks a rule
+            of the format.
     """
+    with collection_paused():
+        entries, begin, size = _read_entries(file, root, allowance or of_headers())
+        _check_metadata(file, entries.pop("__metadata__", None))
+        found = [_parse_entry(file, begin, name, entry) for name, entry in entries.items()]
+        found.sort(key=lambda tensor: (tensor.start, tensor.end))
+        _check_layout(file, found, begin, size)
+        return {tensor.name: tensor for tensor in found}
+
+
+def read_metadata(file: Path) -> Mapping[str, str] | None:
+    """Read the ``__metadata__`` of a file; None if it has none.
+
+    Raises:
+        NotACheckpoint: as :func:`read_header`.
+    """
+    metadata: Mapping[str, str] | None = _read_entries(file, None, of_headers())[0].get("__metadata__")
+    _check_metadata(file, metadata)
+    return metadata
+
+
+def _read_entries(file: Path, root: Path | None, allowance: Allowance) -> tuple[dict[str, Any], int, int]:
+    """The header as an object, where the data begin, and the size of the file."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file, root) as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little") if len(prefix) == 8 else -1
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            if not 2 <= length <= size - 8:
+                _refuse_pickle(file, prefix)
                 _malformed(file, f"its header length is {length}, its size {size} bytes")
+            allowance.take_bytes(file, length, "a header of ")
             raw = stream.read(length)
     except OSError as error:
+        raise NotACheckpoint(file, f"cannot be read ({error.strerror})", "copy the file again") from error
+    if not raw.startswith(b"{"):
+        _refuse_pickle(file, prefix)
+    return parse_object(file, raw, "copy the file again", allowance), 8 + length, size
+
+
+def _refuse_pickle(file: Path, prefix: bytes) -> None:
+    """Say it if the file begins as PyTorch's pickles do: as a zip archive, or with pickle protocol 2 to 5."""
+    if prefix.startswith(b"PK\x03\x04") or (prefix[:1] == b"\x80" and prefix[1:2] in b"\x02\x03\x04\x05"):
         raise NotACheckpoint(
-            file, f"cannot be read ({error.strerror})", "put the file back, or fix its permissions"
-        ) from error
-    entries = parse_object(file, raw, "copy the file again")
-    _check_metadata(file, entries.pop("__metadata__", None))
-    begin = 8 + length
-    found = [_parse_entry(file, begin, name, entry) for name, entry in entries.items()]
-    found.sort(key=lambda tensor: (tensor.start, tensor.end))
-    _check_layout(file, found, begin, size)
-    return {tensor.name: tensor for tensor in found}
+            file,
+            "is a pickle, not safetensors, and is not opened: a pickle can run any code",
+            "have the model saved with safetensors by someone you trust",
+        )
 
 
 def read_bytes(tensor: Tensor) -> bytes:
@@ -100,10 +143,14 @@ def read_bytes(tensor: Tensor) -> bytes:
     Raises:
         NotACheckpoint: the file has become shorter than its header says, or cannot be read.
     """
+    with open_regular(tensor.file) as stream:
+        return _read_from(stream, tensor)
+
+
+def _read_from(stream: BufferedReader, tensor: Tensor) -> bytes:
     try:
-        with tensor.file.open("rb") as stream:
-            stream.seek(tensor.start)
-            data = stream.read(tensor.nbytes)
+        stream.seek(tensor.start)
+        data = stream.read(tensor.nbytes)
     except OSError as error:
         raise NotACheckpoint(
             tensor.file, f"cannot be read ({error.strerror})", "put the file back"
@@ -111,6 +158,20 @@ def read_bytes(tensor: Tensor) -> bytes:
     if len(data) != tensor.nbytes:
         _malformed(tensor.file, f"it ends inside the data of {tensor.name!r}")
     return data
+
+
+def values_of_each(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, tuple[float, ...]]]:
+    """Decode many small tensors as :func:`values` does, opening each file once; in the files' order.
+
+    Raises:
+        ValueError, NotACheckpoint: as :func:`values`.
+    """
+    ordered = sorted(tensors, key=lambda tensor: (str(tensor.file), tensor.start))
+    for file, group in groupby(ordered, key=lambda tensor: tensor.file):
+        with open_regular(file) as stream:
+            for tensor in group:
+                _must_be_small(tensor)
+                yield tensor, _decode(tensor, _read_from(stream, tensor))
 
 
 def values(tensor: Tensor) -> tuple[float, ...]:
@@ -121,10 +182,17 @@ def values(tensor: Tensor) -> tuple[float, ...]:
             :data:`MAX_VALUES` elements.
         NotACheckpoint: the file cannot be read.
     """
+    _must_be_small(tensor)
+    return _decode(tensor, read_bytes(tensor))
+
+
+def _must_be_small(tensor: Tensor) -> None:
+    if tensor.elements > MAX_VALUES:
+        raise ValueError(f"{tensor.name} has {tensor.elements} elements; values() is for small tensors")
+
+
+def _decode(tensor: Tensor, data: bytes) -> tuple[float, ...]:
     count = tensor.elements
-    if count > MAX_VALUES:
-        raise ValueError(f"{tensor.name} has {count} elements; values() is for small tensors")
-    data = read_bytes(tensor)
     match tensor.dtype:
         case "F64":
             return struct.unpack(f"<{count}d", data)
@@ -181,28 +249,6 @@ def write_safetensors(
     partial.replace(path)
 
 
-def parse_object(file: Path, raw: bytes, mend: str) -> dict[str, Any]:
-    """Parse JSON text that must be one object, without a key that occurs twice.
-
-    Raises:
-        NotACheckpoint: it is not.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name occurs twice in one object")
-        return found
-
-    try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise NotACheckpoint(file, f"is not valid JSON ({error})", mend) from error
-    if not isinstance(value, dict):
-        raise NotACheckpoint(file, f"holds a JSON {type(value).__name__}, not an object", mend)
-    return value
-
-
 def _malformed(file: Path, problem: str) -> NoReturn:
     raise NotACheckpoint(file, problem, "the file is damaged or not safetensors: copy it again")
 
@@ -214,7 +260,12 @@ def _check_metadata(file: Path, metadata: object) -> None:
 
 
 def _is_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    """Whether it is a list of sizes; a product of many would take Python minutes."""
+    return (
+        isinstance(value, list)
+        and len(value) <= MAX_DIMENSIONS
+        and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    )
 
 
 def _parse_entry(file: Path, begin: int, name: str, entry: object) -> Tensor:

@@ -13,6 +13,7 @@ from qvlfp8.errors import CheckpointError, UnknownModelError, UsageError
 from qvlfp8.mending import Link, carry_out
 from qvlfp8.quantization import UnknownQuantization
 from qvlfp8.structure import UnknownModel
+from qvlfp8.untrusted import collection_paused, printable
 
 
 def run_repair(
@@ -26,10 +27,11 @@ def run_repair(
     if base is not None and not base.is_dir():
         raise UsageError(f"{base}: no such folder", mend="name the unquantized model's folder (--base)")
     try:
-        held = checkpoint.read(source)
-        planned = repair.plan(held, base=base, without_kv_cache=without_kv_cache)
+        with collection_paused():
+            held = checkpoint.read(source)
+            planned = repair.plan(held, base=base, without_kv_cache=without_kv_cache)
     except checkpoint.NotACheckpoint as error:
-        raise CheckpointError(f"{error.file}: {error.problem}", mend=error.mend) from None
+        raise CheckpointError(f"{printable(str(error.file))}: {error.problem}", mend=error.mend) from None
     except UnknownModel as error:
         raise UnknownModelError(f"{source / 'config.json'}: {error}", mend="use a Qwen2.5-VL") from None
     except UnknownQuantization as error:
@@ -40,7 +42,8 @@ def run_repair(
         _say_nothing_to_do(source, as_json=as_json)
         return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("", total=held.nbytes)
         report = carry_out(planned, out, link=link, advance=lambda n: progress.advance(task, n))
     if as_json:

@@ -119,4 +119,6 @@ def _alike(base: str) -> tuple[str, ...]:
 
 def _states(base: str) -> tuple[str, ...]:
     """Where changes are recorded, best first: those of no quantized module of one state only."""
-    return (base, "excluded", "fp8") if base.startswith("bf16") else (base, "fp8")
+    if base.startswith("bf16"):
+        return (base, "excluded", "fp8")
+    return (base, "fp8-head", "fp8") if base.startswith("fp8-head") else (base, "fp8")
