@@ -19,12 +19,13 @@ ROOT = Path(__file__).parent
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 
-def install(session: nox.Session, *groups: str) -> None:
-    """Put the locked project and dependency groups into the session's environment."""
+def install(session: nox.Session, *groups: str, extra: str | None = None) -> None:
+    """Put the locked project, dependency groups and an extra into the session's environment."""
     # VIRTUAL_ENV would make uv warn about another project's environment.
     session.run_install(
         "uv", "sync", "--quiet", "--locked", "--compile-bytecode", "--inexact",
         *(f"--group={group}" for group in groups),
+        *([f"--extra={extra}"] if extra else []),
         f"--python={session.virtualenv.location}/bin/python",
         env={
             "UV_PROJECT_ENVIRONMENT": session.virtualenv.location,
@@ -89,6 +90,22 @@ def truth(session: nox.Session) -> None:
     """Plant faults in good checkpoints, and see whether the stages catch every one without a false alarm."""
     install(session)
     run(session, "qvlfp8", "truth", *session.posargs)
+
+
+@nox.session
+def explain(session: nox.Session) -> None:
+    """What a checkpoint is, what each vLLM makes of it, and the smallest mend: -- CHECKPOINT [--vllm SPEC]."""
+    install(session, extra="hub")
+    # 1 says that it does not work everywhere, which is an answer.
+    command = ["qvlfp8", "explain", *session.posargs]
+    session.run(*command, env={"PYTHONPATH": None}, success_codes=[0, 1])
+
+
+@nox.session
+def repair(session: nox.Session) -> None:
+    """Mend an FP8 checkpoint without quantizing it again: -- IN OUT [--base MODEL]."""
+    install(session)
+    run(session, "qvlfp8", "repair", *session.posargs)
 
 
 @nox.session

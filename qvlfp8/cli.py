@@ -145,6 +145,14 @@ def repair(
             help="Drop the language model's KV cache scales too: some vLLM versions cannot place them.",
         ),
     ] = False,
+    wanted: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="SPEC",
+            help="It must work in these vLLM versions; the KV cache is given up if need be.",
+        ),
+    ] = None,
     link: Annotated[
         Literal["copy", "hard"],
         typer.Option("--link", help="Weight files that need no change: copied, or hard-linked."),
@@ -154,7 +162,9 @@ def repair(
     """Mend an FP8 checkpoint without quantizing it again; OUT appears whole or not at all."""
     from qvlfp8.commands.repair import run_repair
 
-    run_repair(source, out, base=base, without_kv_cache=without_kv_cache, link=link, as_json=as_json)
+    run_repair(
+        source, out, base=base, without_kv_cache=without_kv_cache, wanted=wanted, link=link, as_json=as_json
+    )
 
 
 @app.command()

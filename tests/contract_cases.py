@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -78,7 +78,7 @@ def checkpoints(draw: st.DrawFn) -> Made:
         tensors |= {
             f"{a}.{s}": SCALAR for a in model.attentions for s in ("k_proj.k_scale", "v_proj.v_scale")
         }
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 7)) == 0:
         for block in range(model.vision_blocks):
             tensors |= {
                 f"visual.blocks.{block}.attn.{s}": SCALAR for s in ("k_proj.k_scale", "v_proj.v_scale")
@@ -97,7 +97,9 @@ def checkpoints(draw: st.DrawFn) -> Made:
 
 
 def _declared(draw: st.DrawFn, whole: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
-    form = draw(st.one_of(st.sampled_from(USUAL), st.sampled_from(QUANTIZATIONS)))
+    form = draw(st.one_of(*[st.sampled_from(USUAL)] * 3, st.sampled_from(QUANTIZATIONS)))
+    if draw(st.integers(0, 7)) == 0:
+        form = replace(form, separate=draw(st.sampled_from(QUANTIZATIONS)).separate)
     meant = [
         [] if "head" in parts else ["lm_head"],
         []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from qvlfp8 import against, checkpoint, remote
-from qvlfp8.contract.data import Contract, load_all
-from qvlfp8.contract.verdict import Range, Worth
+from qvlfp8.contract.asked import asked_for
+from qvlfp8.contract.verdict import Worth
 from qvlfp8.describe import Described, look
 from qvlfp8.describe import as_json as described_as_json
-from qvlfp8.errors import CheckpointError, UnknownModelError, UsageError
+from qvlfp8.errors import CheckpointError, UnknownModelError
 from qvlfp8.explain import Explanation, Mend, covered, explain
 from qvlfp8.finding_kinds import KINDS
 from qvlfp8.report import description
@@ -24,12 +24,6 @@ from qvlfp8.report import description
 WORKS, NOT = 0, 1
 """Exit codes of a checkpoint that is explained."""
 
-_WORDS: dict[Worth, str] = {
-    "works": "works",
-    "blind": "works for text only, blind",
-    "fails": "fails",
-    "unknown": "not known",
-}
 _COLOURS: dict[Worth, str] = {"works": "green", "blind": "red", "fails": "red", "unknown": "yellow"}
 
 
@@ -41,7 +35,7 @@ def run_explain(source: str, *, vllm: str | None, other: str | None, as_json: bo
     """
     if other is not None:
         return _compare(source, other, as_json=as_json)
-    contracts = _asked_for(vllm)
+    contracts = asked_for(vllm, option="--vllm")
     with _opened(source) as (described, values):
         if not covered(described):
             _say_what_it_is(described, as_json=as_json)
@@ -68,26 +62,6 @@ def _opened(source: str) -> Iterator[tuple[Described, bool]]:
             yield look(checkpoint.read(Path(source))), True
     except checkpoint.NotACheckpoint as error:
         raise CheckpointError(f"{error.file}: {error.problem}", mend=error.mend) from None
-
-
-def _asked_for(vllm: str | None) -> Sequence[Contract]:
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-    contracts = load_all()
-    if vllm is None:
-        return contracts
-    exact = vllm if vllm[:1] in "<>=!~" else f"=={vllm}"
-    try:
-        wanted = SpecifierSet(exact)
-    except InvalidSpecifier:
-        raise UsageError(f"--vllm {vllm!r} is no version specifier", mend="such as '>=0.12,<0.20'") from None
-    found = [contract for contract in contracts if wanted.contains(contract.vllm)]
-    if not found:
-        known = ", ".join(dict.fromkeys(contract.vllm for contract in contracts))
-        raise UsageError(
-            f"--vllm {vllm!r} holds for none of the recorded versions", mend=f"recorded are {known}"
-        )
-    return found
 
 
 def _compare(a: str, b: str, *, as_json: bool) -> int:
@@ -126,17 +100,11 @@ def _show(found: Explanation, source: str) -> None:
             say(f"  {fault.finding} ({fault.count}): {fault.first}", style="red")
     say("In vLLM:", style="bold")
     for span in found.ranges:
-        say(f"  {_ranged(span)}", style=_COLOURS[span.verdict.worth])
+        say(f"  {span.sentence}", style=_COLOURS[span.verdict.worth])
     for finding in dict.fromkeys(i for span in found.ranges for i in span.verdict.ids):
         say(f"  {finding}: {KINDS[finding].meaning}")
     if found.mend is not None:
         _show_mend(found.mend, say)
-
-
-def _ranged(span: Range) -> str:
-    words = f"{span.words}: {_WORDS[span.verdict.worth]}"
-    why = ", ".join(span.verdict.ids) or span.verdict.reason
-    return f"{words} ({why})" if why else words
 
 
 def _show_mend(mend: Mend, say: Any) -> None:
@@ -147,7 +115,7 @@ def _show_mend(mend: Mend, say: Any) -> None:
     say(f"  {mend.command}", style="green")
     for change in mend.changes:
         say(f"  - {change}")
-    say(f"  then: {'; '.join(_ranged(span) for span in mend.afterwards)}")
+    say(f"  then: {'; '.join(span.sentence for span in mend.afterwards)}")
 
 
 def _as_json(found: Explanation) -> dict[str, Any]:
@@ -164,22 +132,14 @@ def _as_json(found: Explanation) -> dict[str, Any]:
             }
             for verdict in found.verdicts
         ],
-        "ranges": [_range_as_json(span) for span in found.ranges],
+        "ranges": [span.as_json for span in found.ranges],
         "faults": [asdict(fault) for fault in found.faults],
         "mend": None
         if found.mend is None
         else {
             "command": found.mend.command,
             "changes": list(found.mend.changes),
-            "afterwards": [_range_as_json(span) for span in found.mend.afterwards],
+            "afterwards": [span.as_json for span in found.mend.afterwards],
             "refused": found.mend.refused,
         },
-    }
-
-
-def _range_as_json(span: Range) -> dict[str, Any]:
-    return {
-        "versions": list(span.versions),
-        "verdict": span.verdict.worth,
-        "findings": list(span.verdict.ids),
     }

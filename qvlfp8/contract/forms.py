@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qvlfp8.contract.control import config
@@ -299,6 +299,7 @@ def all_quantizations() -> Iterator[QuantizationForm]:
         yield QuantizationForm(inline=section, separate=None)
         yield QuantizationForm(inline=None, separate=section)
         yield QuantizationForm(inline=section, separate=_NESTED)
+        yield QuantizationForm(inline=section, separate=replace(_NESTED, kv_algorithm=False))
 
 
 def plain(patterns: Sequence[str]) -> dict[str, Any]:

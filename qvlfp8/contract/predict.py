@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qvlfp8 import stated
 from qvlfp8.contract import exclusions
 from qvlfp8.contract.answers import Answers, NotRecorded
 from qvlfp8.contract.data import Contract, Outcome
+from qvlfp8.contract.forms import QuantizationForm
 from qvlfp8.contract.names import SIBLINGS, Place
 from qvlfp8.contract.shapes import RIGHT
 from qvlfp8.contract.subject import Entry, Subject
@@ -59,7 +60,7 @@ def replay(asked: Subject, contract: Contract) -> dict[str, Any]:
         "fp8_tensors": asked.fp8_tensors,
     }
     config = _recorded(contract.configs, asked.config, "a config.json of the form")
-    declared = _recorded(contract.quantizations, asked.quantization, "a quantization declared as")
+    declared = _declared(contract, asked.quantization)
     for refusal in (config, declared):
         if isinstance(refusal, str):
             return measured | {"exception": _error(refusal, None)}
@@ -87,6 +88,18 @@ def _recorded(table: Mapping[str, Any], key: str, what: str) -> Any:
     if key not in table:
         raise NotRecorded(f"{what} {key!r}")
     return table[key]
+
+
+def _declared(contract: Contract, form: QuantizationForm) -> Any:
+    """What vLLM makes of the declarations."""
+    table = contract.quantizations
+    if form.key not in table and form.inline and form.separate:
+        # Where config.json counts beside every hf_quant_config.json that was shown, it counts beside any.
+        alone = replace(form, separate=None).key
+        beside = [outcome for key, outcome in table.items() if key.startswith(f"{alone} and ")]
+        if beside and all(outcome == table.get(alone) for outcome in beside):
+            return table[alone]
+    return _recorded(table, form.key, "a quantization declared as")
 
 
 def _error(outcome: Outcome, tensor: str | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from qvlfp8 import structure
 from qvlfp8.checkpoint import Checkpoint
 from qvlfp8.contract import forms
+from qvlfp8.contract.forms import QuantizationForm
 from qvlfp8.contract.names import FUSED, SIBLINGS, Place, locate
 from qvlfp8.contract.shapes import RIGHT, Shape, relation
 
@@ -51,7 +52,7 @@ class Subject:
     layers: tuple[int, ...]
     blocks: tuple[int, ...]
     config: str
-    quantization: str
+    quantization: QuantizationForm
     exclusions: Mapping[str, tuple[str, ...]]
     fp8_tensors: int
 
@@ -80,7 +81,7 @@ def subject(checkpoint: Checkpoint) -> Subject:
         layers=layers,
         blocks=blocks,
         config=forms.read_config(checkpoint.config).key,
-        quantization=forms.read_quantization(checkpoint.config, checkpoint.hf_quant_config).key,
+        quantization=forms.read_quantization(checkpoint.config, checkpoint.hf_quant_config),
         exclusions=exclusions,
         fp8_tensors=sum(tensor.dtype.startswith("F8_") for tensor in ordered),
     )

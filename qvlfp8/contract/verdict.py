@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from qvlfp8.contract.answers import NotRecorded
 from qvlfp8.contract.data import Contract
@@ -20,6 +20,13 @@ Worth = Literal["works", "blind", "fails", "unknown"]
 """``works``: vLLM's loader takes all of it as meant. ``blind``: it loads and writes, and its vision tower is
 not what the checkpoint holds. ``fails``: it is refused, or not loaded as it is meant. ``unknown``: nothing
 was recorded that says so."""
+
+_WORDS: dict[Worth, str] = {
+    "works": "works",
+    "blind": "works for text only, blind",
+    "fails": "fails",
+    "unknown": "not known",
+}
 
 _OF_A_TOWER = frozenset({"vision-exclusion-ignored", "scale-never-loaded", "cast-to-fp8"})
 """What a tower that is built in FP8 and never was quantized shows; all of it in the tower: blind."""
@@ -56,6 +63,21 @@ class Range:
         """Such as ``0.10.2 to 0.12.0``."""
         first, last = self.versions[0], self.versions[-1]
         return first if first == last else f"{first} to {last}"
+
+    @property
+    def sentence(self) -> str:
+        """The versions, the verdict, and why."""
+        why = ", ".join(self.verdict.ids) or self.verdict.reason
+        return f"{self.words}: {_WORDS[self.verdict.worth]}" + (f" ({why})" if why else "")
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "versions": list(self.versions),
+            "verdict": self.verdict.worth,
+            "findings": list(self.verdict.ids),
+        }
 
 
 def verdicts(asked: Subject, contracts: Iterable[Contract]) -> list[Verdict]:

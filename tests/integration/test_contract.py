@@ -145,3 +145,24 @@ def test_the_static_answer_is_vllms(folder: Path, tmp_path: Path) -> None:
     print(f"\n{contract.environment}: {seen['examples']} examples, {unknown.total()} not recorded")
     print(f"  {dict(seen.most_common())}")
     assert unknown.total() <= MOST_UNKNOWN * seen["examples"] + 1, unknown.most_common(5)
+
+
+def test_the_static_answer_is_what_the_matrix_found(shipped: Project) -> None:
+    cells = [cell for cell in shipped.cells(everything=True) if cell.serve.label is None]
+    plan = shipped.plan(cells, shipped.locks(cells))
+    compared = 0
+    wrong: dict[str, Any] = {}
+    for cell in cells:
+        made, asked = plan.step(cell, "quantize"), plan.step(cell, "preflight")
+        record = shipped.lookup(asked) if asked else None
+        folder = shipped.store.entry("quantize", made.digest) / "checkpoint" if made else None
+        if record is None or record.status == "error" or folder is None or not folder.is_dir():
+            continue
+        found = sorted({finding.id for finding in record.findings})
+        answer = ids(predict(subject(checkpoint.read(folder)), contract_of(cell.serve.id)))
+        compared += 1
+        if answer != found:
+            wrong[cell.id] = {"vllm": found, "static": answer}
+    print(f"\n{compared} checkpoints that ModelOpt exported, each in one vLLM")
+    assert compared >= 40, "run `nox -s matrix` first"
+    assert wrong == {}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from qvlfp8 import checkpoint, mending, repair
 from qvlfp8.checkpoint import INDEX, WEIGHTS, read_bytes, write_safetensors
 from qvlfp8.conformance import Case, check_all
+from qvlfp8.contract.verdict import Verdict
 from qvlfp8.errors import RepairError, UsageError
 from qvlfp8.mending import carry_out
 from qvlfp8.quantization import read as read_scheme
@@ -308,7 +309,36 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     assert "nothing to mend" in again.stdout
     assert not (tmp_path / "more").exists()
     said = json.loads(qvlfp8("repair", "--json", str(source), str(tmp_path / "third")).stdout)
+    judged = said.pop("vllm")
     assert said == json.loads((tmp_path / "third" / repair.REPORT).read_text())
+    assert {span["verdict"] for span in judged} == {"works", "fails"}
+    assert "in vLLM 0.24.0: fails (language-kv-scale-unsupported)" in done.stdout
+
+
+def test_what_must_work_in_some_versions_does(tmp_path: Path) -> None:
+    source = naive(tmp_path / "in")
+    kept = mended_for(source, tmp_path / "a", ">=0.12,<0.24")
+    assert any(name.endswith(".k_scale") for name in kept.tensors)
+    given_up = mended_for(source, tmp_path / "b", "vllm>=0.10")
+    assert not any(name.endswith(".k_scale") for name in given_up.tensors)
+
+
+def mended_for(source: Path, out: Path, versions: str) -> checkpoint.Checkpoint:
+    done = qvlfp8("repair", str(source), str(out), "--for", versions)
+    assert done.returncode == 0, done.stderr
+    assert "fails" not in done.stdout
+    return checkpoint.read(out)
+
+
+def test_what_would_not_work_in_the_versions_asked_for_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = naive(tmp_path / "in")
+    refuses = Verdict(environment="vllm-9", vllm="9", worth="fails")
+    monkeypatch.setattr("qvlfp8.commands.repair.verdicts", lambda *_: [refuses])
+    fails(qvlfp8("repair", str(source), str(tmp_path / "out"), "--for", ">=0.10"), 18, "in vLLM 9: fails")
+    assert not (tmp_path / "out").exists()
+    fails(qvlfp8("repair", str(source), str(tmp_path / "out"), "--for", "x"), 2, "--for 'x' is no version")
 
 
 @pytest.mark.parametrize(
