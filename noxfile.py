@@ -94,7 +94,7 @@ def truth(session: nox.Session) -> None:
 
 @nox.session
 def explain(session: nox.Session) -> None:
-    """What a checkpoint is, what each vLLM makes of it, and the smallest mend: -- CHECKPOINT [--vllm SPEC]."""
+    """What a checkpoint is, what each vLLM makes of it, the smallest mend: -- CHECKPOINT [--vllm SPEC]."""
     install(session, extra="hub")
     # 1 says that it does not work everywhere, which is an answer.
     command = ["qvlfp8", "explain", *session.posargs]
@@ -131,14 +131,22 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """What takes long: every cell, the oracle, and images built twice without cache and compared."""
+    """What takes long: every cell, the oracle, every contract, images built twice and compared."""
     install(session, "test")
     run(session, "qvlfp8", "matrix", "--all")
     run(session, "pytest", "-q", "tests/compat", "--all")
     run(session, "qvlfp8", "truth")
+    run(session, "qvlfp8", "contract", "check")
     run(session, "qvlfp8", "base")
     run(session, "python", "bench/base.py")
     run(session, "python", "bench/images.py", "--twice")
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """What each vLLM's loader does, for `explain`: -- record|check [ENVIRONMENT ...]. Minutes for each."""
+    install(session)
+    run(session, "qvlfp8", "contract", *(session.posargs or ["check"]))
 
 
 @nox.session

@@ -87,8 +87,8 @@ class Answers:
         recorded: Mapping[str, Outcome] = {}
         for name in _states(base):
             recorded = recorded or self.contract.types.get(name, {}).get(_kind_key(place), {})
-        if not recorded and (module := _fused_with(place.module)):
-            return self.cast(base, replace(place, module=module), dtype)
+        if not recorded and (other := _alike_place(place)):
+            return self.cast(base, other, dtype)
         if dtype in recorded:
             return recorded[dtype].strip()
         if recorded and dtype in {"BF16", "F32", "F8_E4M3"}:
@@ -105,11 +105,17 @@ def _kind_key(place: Place) -> str:
     return place.key if kind == place.module else replace(place, module=kind).key
 
 
-def _fused_with(module: str) -> str | None:
-    """Of a module that only some checkpoints have: the one that the others have in its place."""
-    if module in FUSED and module.endswith("_proj"):
-        return FUSED[module][0]
-    return next((whole for whole, parts in FUSED.items() if module in parts and whole.endswith(".qkv")), None)
+_KV_SCALE = ("model.layers.{}.self_attn.k_proj", "k_scale")
+
+
+def _alike_place(place: Place) -> Place | None:
+    """Where types were recorded, for a place that fills the same parameter and that few checkpoints have."""
+    if place.leaf in {"k_scale", "v_scale", "kv_scale"} and (place.module, place.leaf) != _KV_SCALE:
+        return replace(place, module=_KV_SCALE[0], leaf=_KV_SCALE[1])
+    if place.module in FUSED and place.module.endswith("_proj"):
+        return replace(place, module=FUSED[place.module][0])
+    wholes = (whole for whole, parts in FUSED.items() if place.module in parts and whole.endswith(".qkv"))
+    return next((replace(place, module=whole) for whole in wholes), None)
 
 
 def _alike(base: str) -> tuple[str, ...]:

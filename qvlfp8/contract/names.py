@@ -142,9 +142,7 @@ _NAMED_LEAVES = frozenset(LEAVES) - {"other", "other_scale"}
 _ALIKE = {
     "v_scale": "k_scale",
     "input_scale": "weight_scale",
-    "q_scale": "weight_scale",
-    "prob_scale": "weight_scale",
-    "other_scale": "weight_scale",
+    "prob_scale": "other_scale",
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from qvlfp8.contract import forms
 from qvlfp8.contract.control import BASES, SCALAR, Base, Header, config
-from qvlfp8.contract.names import FUSED, LEAVES, MODULES, collapse, kind_of, locate, spell
+from qvlfp8.contract.names import FUSED, LEAVES, MODULES, SIBLINGS, collapse, kind_of, locate, spell
 from qvlfp8.contract.shapes import different, relation
 
 __all__ = ["Probe", "probes", "write"]
@@ -121,14 +121,27 @@ def _full(module: str, index: int = 0) -> str:
 _WORD = {"other": "strange", "other_scale": "strange_scale"}
 
 _OF_LINEARS = ("weight", "bias", "weight_scale", "input_scale", "k_scale", "v_scale", "kv_scale")
-_FEW = ("", "weight", "bias", "weight_scale", "k_scale", "kv_scale", "inv_freq", "other")
+_FEW = (
+    "",
+    "weight",
+    "bias",
+    "weight_scale",
+    "k_scale",
+    "q_scale",
+    "kv_scale",
+    "inv_freq",
+    "other",
+    "other_scale",
+)
 
 
 def _strays() -> Iterator[Probe]:
     """Each place that the base does not fill."""
     for name in ("fp8", "bf16", "excluded"):
         for module, leaf in itertools.product(MODULES, LEAVES):
-            if name != "excluded" or (leaf in _OF_LINEARS and module in _LINEARS | set(FUSED)):
+            if name != "excluded" or (
+                leaf in _OF_LINEARS and module in _LINEARS | set(FUSED) | set(SIBLINGS)
+            ):
                 yield from _stray(name, "published", module, leaf)
         if name == "excluded":
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from qvlfp8.contract.verdict import merged, verdicts
 from qvlfp8.locks import find_lock
 from qvlfp8.project import Project
 from qvlfp8.worker.contract import write_checkpoint
+from tests.contract_found import DATA, FOUND
 
 MATRIX = Path(__file__).parents[2] / "matrix.yaml"
 MODEL = structure.from_config(config())
@@ -220,6 +222,16 @@ def test_the_bases_have_no_finding_that_fails(tmp_path: Path, contract: Contract
     write_checkpoint(tmp_path / "a", BASES[name].files, BASES[name].tensors)
     found = predict(subject(checkpoint.read(tmp_path / "a")), contract)
     assert [finding.id for finding in found if finding.severity != "note"] == []
+
+
+@pytest.mark.parametrize("name", sorted(FOUND))
+def test_what_vllm_once_did_otherwise(tmp_path: Path, name: str) -> None:
+    said = json.loads(DATA.read_text())[name]
+    write_checkpoint(tmp_path / "a", FOUND[name].files, FOUND[name].tensors)
+    asked = subject(checkpoint.read(tmp_path / "a"))
+    contracts = {contract.environment: contract for contract in load_all()}
+    assert {e: sorted({f.id for f in predict(asked, contracts[e])}) for e in said} == said
+    assert set(said) == set(contracts)
 
 
 def test_a_contract_is_read_as_it_was_saved(tmp_path: Path) -> None:

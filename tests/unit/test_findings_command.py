@@ -66,6 +66,12 @@ def test_a_log_is_diagnosed(tmp_path: Path) -> None:
     assert (said["known"], said["findings"][0]["lines"][0]["line"]) == (True, 2)
 
 
+def test_the_page_of_findings_is_current() -> None:
+    printed = qvlfp8("findings", "--markdown").stdout
+    committed = (Path(__file__).parents[2] / "docs" / "findings.md").read_text()
+    assert printed == committed, "run `qvlfp8 findings --markdown > docs/findings.md`"
+
+
 def test_an_unknown_log_is_1(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("torch.OutOfMemoryError: CUDA out of memory.")
