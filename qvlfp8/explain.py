@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from qvlfp8 import conformance, quantization, repair
-from qvlfp8.checkpoint import NotACheckpoint
+from qvlfp8.checkpoint import Checkpoint, NotACheckpoint
 from qvlfp8.conformance import Case
 from qvlfp8.contract.data import Contract
 from qvlfp8.contract.subject import subject
@@ -34,12 +34,15 @@ class Fault:
 class Mend:
     """What to do: the exact ``command`` if there is one, and what the mended checkpoint is worth then.
 
+    ``made`` is what it would be; ``instead``: a mend that takes more away, and works in more versions.
     ``refused``: why only quantizing again helps.
     """
 
     command: str | None = None
     changes: tuple[str, ...] = ()
     afterwards: tuple[Range, ...] = ()
+    made: Checkpoint | None = None
+    instead: Mend | None = None
     refused: str | None = None
 
 
@@ -97,12 +100,12 @@ _BEYOND_REPAIR = frozenset({"scale-not-finite", "scale-not-positive"})
 
 
 def _mend(explanation: Explanation, contracts: Sequence[Contract], source: str) -> Mend:
-    """The smallest mend after which most versions work; of equals, the one that takes less away."""
+    """The smallest mend after which more versions work."""
     for fault in explanation.faults:
         if fault.finding in _BEYOND_REPAIR:
             return Mend(refused=f"{fault.first} [{fault.finding}]")
     held = explanation.described.checkpoint
-    best: tuple[int, Mend] | None = None
+    mends: list[Mend] = []
     refused = None
     for without_kv_cache in (False, True):
         try:
@@ -110,19 +113,26 @@ def _mend(explanation: Explanation, contracts: Sequence[Contract], source: str) 
         except RepairError as error:
             refused = refused or f"{error}"
             continue
-        afterwards = verdicts(subject(planned.mended), contracts)
-        works = sum(verdict.worth == "works" for verdict in afterwards)
-        if best is None or works > best[0]:
-            mend = Mend(
+        if mends and planned.mended == mends[0].made:
+            continue
+        mends.append(
+            Mend(
                 command=_command(explanation, source, without_kv_cache=without_kv_cache),
                 changes=planned.changes,
-                afterwards=tuple(merged(afterwards)),
+                afterwards=tuple(merged(verdicts(subject(planned.mended), contracts))),
+                made=planned.mended,
             )
-            best = works, mend
-    before = sum(verdict.worth == "works" for verdict in explanation.verdicts)
-    if best is None or (best[0] <= before and not explanation.faults):
+        )
+    before = _working(merged(explanation.verdicts))
+    helpful = [mend for mend in mends if explanation.faults or _working(mend.afterwards) > before]
+    if not helpful:
         return Mend(refused=refused or "no repair makes it work in more of these versions")
-    return best[1]
+    first, last = helpful[0], helpful[-1]
+    return replace(first, instead=last) if _working(last.afterwards) > _working(first.afterwards) else first
+
+
+def _working(spans: Iterable[Range]) -> int:
+    return sum(len(span.versions) for span in spans if span.verdict.worth == "works")
 
 
 def _command(explanation: Explanation, source: str, *, without_kv_cache: bool) -> str:

@@ -116,6 +116,10 @@ def _show_mend(mend: Mend, say: Any) -> None:
     for change in mend.changes:
         say(f"  - {change}")
     say(f"  then: {'; '.join(span.sentence for span in mend.afterwards)}")
+    if mend.instead is not None:
+        say("Or, without a quantized KV cache:", style="bold")
+        say(f"  {mend.instead.command}", style="green")
+        say(f"  then: {'; '.join(span.sentence for span in mend.instead.afterwards)}")
 
 
 def _as_json(found: Explanation) -> dict[str, Any]:
@@ -134,12 +138,15 @@ def _as_json(found: Explanation) -> dict[str, Any]:
         ],
         "ranges": [span.as_json for span in found.ranges],
         "faults": [asdict(fault) for fault in found.faults],
-        "mend": None
-        if found.mend is None
-        else {
-            "command": found.mend.command,
-            "changes": list(found.mend.changes),
-            "afterwards": [span.as_json for span in found.mend.afterwards],
-            "refused": found.mend.refused,
-        },
+        "mend": None if found.mend is None else _mend_as_json(found.mend),
+    }
+
+
+def _mend_as_json(mend: Mend) -> dict[str, Any]:
+    return {
+        "command": mend.command,
+        "changes": list(mend.changes),
+        "afterwards": [span.as_json for span in mend.afterwards],
+        "instead": None if mend.instead is None else _mend_as_json(mend.instead),
+        "refused": mend.refused,
     }

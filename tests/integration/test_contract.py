@@ -19,8 +19,11 @@ from qvlfp8.contract.answers import NotRecorded
 from qvlfp8.contract.data import Contract, load_all
 from qvlfp8.contract.predict import predict
 from qvlfp8.contract.subject import subject
+from qvlfp8.contract.verdict import verdicts
 from qvlfp8.findings import Finding, diagnose_preflight
 from qvlfp8.project import Project
+from qvlfp8.report.table import view_cells
+from qvlfp8.survey import survey
 from qvlfp8.worker.contract import write_checkpoint
 from tests.contract_cases import Made, checkpoints
 from tests.contract_found import FOUND
@@ -111,3 +114,30 @@ def test_the_static_answer_is_what_the_matrix_found(shipped: Project) -> None:
     print(f"\n{compared} checkpoints that ModelOpt exported, each in one vLLM")
     assert compared >= 40, "run `nox -s matrix` first"
     assert wrong == {}
+
+
+def test_the_static_answer_is_what_gpus_saw(shipped: Project) -> None:
+    """Committed runs on GPUs of the checkpoints that were exported here: refused, blind, or right answers."""
+    cells = [cell for cell in shipped.cells(everything=True) if cell.serve.label is None]
+    plan = shipped.plan(cells, shipped.locks(cells))
+    compared: Counter[str] = Counter()
+    wrong = []
+    for name in shipped.evidence.accelerators:
+        seen = survey(plan, shipped.evidence.at(name).record)
+        for view in view_cells(plan, seen, shipped.matrix.bounds):
+            load, text, image = (view.stage(stage) for stage in ("load", "text", "image"))
+            made = plan.step(view.cell, "quantize")
+            folder = shipped.store.entry("quantize", made.digest) / "checkpoint" if made else None
+            if load is None or load.status not in {"pass", "fail"} or not (folder and folder.is_dir()):
+                continue
+            assert text is not None
+            assert image is not None
+            refused = load.status == "fail" or "not-generative" in text.findings
+            saw = "fails" if refused else "blind" if "blind" in image.findings else "works"
+            (verdict,) = verdicts(subject(checkpoint.read(folder)), [contract_of(view.cell.serve.id)])
+            compared[saw] += 1
+            if verdict.worth != saw:
+                wrong.append((name, view.cell.id, saw, verdict.worth))
+    print(f"\nruns on GPUs: {dict(compared)}")
+    assert set(compared) == {"works", "blind", "fails"}, "run `nox -s matrix` first"
+    assert wrong == []

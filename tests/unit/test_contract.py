@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from qvlfp8 import checkpoint, structure
 from qvlfp8.commands.contract import differences
-from qvlfp8.contract import exclusions, forms
+from qvlfp8.contract import exclusions, forms, recording
 from qvlfp8.contract.answers import NotRecorded
 from qvlfp8.contract.condense import raised
 from qvlfp8.contract.control import BASES, config, inline, preprocessor
@@ -25,10 +26,15 @@ from qvlfp8.contract.probes import probes
 from qvlfp8.contract.shapes import RIGHT, different, relation
 from qvlfp8.contract.subject import subject
 from qvlfp8.contract.verdict import merged, verdicts
+from qvlfp8.engine import Batch, Job
+from qvlfp8.errors import WorkerError
 from qvlfp8.locks import find_lock
 from qvlfp8.project import Project
-from qvlfp8.worker.contract import write_checkpoint
+from qvlfp8.worker.contract import OBSERVED, write_checkpoint
 from tests.contract_found import DATA, FOUND
+from tests.unit.factory import open_project
+from tests.unit.test_cli import fails, qvlfp8
+from tests.unit.test_run import FakeEngine
 
 MATRIX = Path(__file__).parents[2] / "matrix.yaml"
 MODEL = structure.from_config(config())
@@ -279,3 +285,50 @@ def test_spelled_patterns_are_renamed_in_order() -> None:
     assert exclusions.excluded(
         ["model.visual.blocks.0"], "visual.blocks.0", RULES, prefixes=PREFIXES, packed=PACKED
     )
+
+
+# --- recording ----------------------------------------------------------------------------------
+
+
+def recorded(tmp_path: Path, result: dict[str, Any] | None) -> Contract:
+    project = open_project(tmp_path)
+    environment = project.matrix.file.serve[0]
+
+    def script(job: Job, _batch: Batch) -> dict[str, Any] | None:
+        if result is not None:
+            lines = [json.dumps({"exception": ERROR, "refused": []})] * len(probes())
+            (job.out / OBSERVED).write_text("\n".join(lines))
+        return result
+
+    work = tmp_path / "work"
+    work.mkdir()
+    lock = find_lock(project.matrix, environment)
+    return recording.record(environment, lock, FakeEngine(script), work, lambda _done, _total: None)
+
+
+ERROR = {"type": "ValueError", "message": "no", "origin": "checkpoint", "tensor": None}
+
+
+def test_an_environment_that_cannot_judge_records_nothing(tmp_path: Path) -> None:
+    fault = {"type": "ControlFailed", "message": "a wrong control was not faulted"}
+    result = {"outcome": "done", "measured": {}, "failure": None, "environment": {"fault": fault}}
+    with pytest.raises(WorkerError, match="a wrong control was not faulted"):
+        recorded(tmp_path, result)
+
+
+def test_a_worker_that_dies_records_nothing(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="the worker ended"):
+        recorded(tmp_path, None)
+
+
+def test_a_vllm_that_refuses_the_right_bases_has_no_contract(tmp_path: Path) -> None:
+    result = {
+        "outcome": "done", "failure": None, "environment": {"transformers": "4"},
+        "measured": {"model_class": {"prefixes": PREFIXES, "packed": PACKED}},
+    }  # fmt: skip
+    with pytest.raises(WorkerError, match="the base 'fp8' is not loaded"):
+        recorded(tmp_path, result)
+
+
+def test_an_environment_that_is_none_is_said() -> None:
+    fails(qvlfp8("contract", "record", "vllm-9"), 2, "no serve environment 'vllm-9'", "vllm-0.10.0")

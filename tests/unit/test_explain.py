@@ -69,6 +69,9 @@ def test_stray_scales_fail_everywhere_and_the_mend_is_a_repair(tmp_path: Path) -
     assert all("stray-vision-kv-scale" in {f["id"] for f in v["findings"]} for v in found["versions"])
     assert found["mend"]["command"].startswith(f"qvlfp8 repair {tmp_path / 'a'} a-mended")
     assert "drop 2 KV cache scales of the vision tower" in found["mend"]["changes"]
+    assert {span["verdict"] for span in found["mend"]["afterwards"]} == {"works", "fails"}
+    assert found["mend"]["instead"]["command"].endswith("a-mended --without-kv-cache")
+    assert [span["verdict"] for span in found["mend"]["instead"]["afterwards"]] == ["works"]
 
 
 def test_the_mend_does_what_is_said_of_it(tmp_path: Path) -> None:
