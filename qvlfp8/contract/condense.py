@@ -40,7 +40,7 @@ def condense(
         if (error := raised(bases[name])) is not None:
             raise Unexplained(f"the base {name!r} is not loaded: {error}")
     parameters = _parameters(found, bases)
-    pieces, absent = _pieces(by_kind, bases)
+    pieces = _pieces(by_kind, bases)
     modules = sorted(
         {
             n.removesuffix(".weight_scale")
@@ -61,13 +61,11 @@ def condense(
         modules=modules,
         parameters=parameters,
         pieces=pieces,
-        absent=absent,
         fates=_fates(by_kind, bases),
         shapes=_changes(by_kind["reshaped"], bases),
         types=_changes(by_kind["retyped"], bases),
         configs=_configs(by_kind["config"]),
         quantizations={probe.key[1]: _quantization(measured) for probe, measured in by_kind["quantization"]},
-        files={probe.key[1]: raised(measured) or "" for probe, measured in by_kind["files"]},
     )
 
 
@@ -119,18 +117,16 @@ def _lists(measured: Measured) -> dict[str, set[str]]:
 
 def _pieces(
     by_kind: Mapping[str, Sequence[tuple[Probe, Measured]]], bases: Mapping[str, Measured]
-) -> tuple[dict[str, dict[str, list[list[str]]]], dict[str, dict[str, Outcome]]]:
+) -> dict[str, dict[str, list[list[str]]]]:
     """What each tensor fills: what is empty, or not whole, without it."""
     pieces: dict[str, dict[str, list[list[str]]]] = defaultdict(dict)
-    absent: dict[str, dict[str, Outcome]] = defaultdict(dict)
     for probe, measured in by_kind["drop"]:
         _, name, tensor = probe.key
         if raised(bases[name]) is not None:
             continue
         key = locate(tensor, BASES[name].model).key
         if (error := raised(measured)) is not None:
-            absent[name][key] = error
-            continue
+            raise Unexplained(f"without {key} the base {name!r} is refused: {error}")
         before, now = _lists(bases[name]), _lists(measured)
         filled = [
             [collapse_parameter(parameter), "first" if parameter in before["fused"] else "whole"]
@@ -149,7 +145,7 @@ def _pieces(
                 part = probe.drop[0]
                 target = pieces[name][locate(part, BASES[name].model).key][0][0]
                 pieces[name][key] = [[target, "first" if first else "whole"]]
-    return dict(pieces), dict(absent)
+    return dict(pieces)
 
 
 def _fates(

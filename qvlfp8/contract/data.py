@@ -11,20 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 __all__ = ["FOLDER", "Contract", "Matching", "Outcome", "load", "load_all", "save"]
 
 FOLDER = Path(__file__).with_name("recorded")
 
 Outcome = str
-"""What a loader does with a tensor: how it raises (``raises TYPE|mark|origin``), ``dropped``, letters of
-:data:`EFFECTS`, or a parameter type that it is cast to."""
-
-RAISES = "raises "
-
-Fill = Literal["whole", "part", "first"]
-"""How much of a parameter a tensor fills: all, one shard, or one entry of a scale that has several."""
+"""What a loader does with a tensor: how it raises (``raises TYPE|mark|origin``), ``dropped``,
+``fills PARAMETER``, ``loads`` (what its place says), or letters of effects and the type that it is cast to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +46,10 @@ class Contract:
     """What was recorded of one serve environment. States, places and forms: see the modules that name them.
 
     ``modules``: linear modules of vLLM that are FP8 unless excluded. ``parameters``: state -> parameter ->
-    whether a checkpoint must fill it. ``pieces``: state -> place -> what it fills. ``absent``: place -> how
-    vLLM raises without it. ``fates``: state -> spelling -> outcome -> places that the bases leave empty.
-    ``shapes``, ``types``: state -> place -> relation or type -> outcome. ``configs``, ``quantizations``: form
-    -> what vLLM makes of it. ``files``: file -> how vLLM raises without it.
+    whether a checkpoint must fill it. ``pieces``: state -> place -> what it fills, ``[parameter, how much]``:
+    the ``whole``, a ``part``, or the ``first`` entry of a scale that has several. ``fates``: state -> spelling
+    -> outcome -> places that the bases leave empty. ``shapes``, ``types``: state -> place -> relation or type
+    -> outcome. ``configs``, ``quantizations``: form -> what vLLM makes of it.
     """
 
     environment: str
@@ -67,13 +62,11 @@ class Contract:
     modules: list[str]
     parameters: Mapping[str, Mapping[str, bool]]
     pieces: Mapping[str, Mapping[str, list[list[str]]]]
-    absent: Mapping[str, Mapping[str, Outcome]]
     fates: Mapping[str, Mapping[str, Mapping[Outcome, list[str]]]]
     shapes: Mapping[str, Mapping[str, Mapping[str, Outcome]]]
     types: Mapping[str, Mapping[str, Mapping[str, Outcome]]]
     configs: Mapping[str, Any]
     quantizations: Mapping[str, Any]
-    files: Mapping[str, Outcome]
 
 
 def save(contract: Contract, folder: Path = FOLDER) -> Path:

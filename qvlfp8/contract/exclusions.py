@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from qvlfp8.contract.data import Matching
 
-__all__ = ["Disagree", "Unexplained", "excluded", "fit", "quantized"]
+__all__ = ["Disagree", "Unexplained", "fit", "quantized"]
 
 
 class Unexplained(Exception):
@@ -19,27 +19,6 @@ class Unexplained(Exception):
 
 class Disagree(Exception):
     """Of the parts of a fused module some are excluded and some are not: vLLM refuses that."""
-
-
-def excluded(
-    patterns: Sequence[str],
-    module: str,
-    matching: Matching,
-    *,
-    prefixes: Sequence[Sequence[str]],
-    packed: Mapping[str, Sequence[str]],
-) -> bool:
-    """Whether ``module``, by vLLM's name with its number, is left out of the quantization.
-
-    Raises:
-        Disagree: parts of a fused module disagree.
-    """
-    return _matches(
-        _spelled(tuple(patterns), matching, tuple((old, new) for old, new in prefixes)),
-        module,
-        matching,
-        packed,
-    )
 
 
 @lru_cache(maxsize=256)

@@ -259,15 +259,6 @@ def read_quantization(whole: Mapping[str, Any], separate: Mapping[str, Any] | No
     )
 
 
-_FLAT = Section(
-    method=True,
-    nested=False,
-    algorithm="FP8",
-    exclude_modules=False,
-    ignore=True,
-    kv_algorithm=False,
-    kv_scheme=True,
-)
 _NESTED = Section(
     method=False,
     nested=True,

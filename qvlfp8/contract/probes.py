@@ -52,7 +52,7 @@ def probes() -> list[Probe]:
     """Everything that is shown, in a fixed order."""
     found = [
         *_bases(), *_parameters(), *_dropped(), *_fused(), *_strays(), *_respelled(), *_reshaped(),
-        *_retyped(), *_exclusions(), *_configs(), *_quantizations(), *_files(),
+        *_retyped(), *_exclusions(), *_configs(), *_quantizations(),
     ]  # fmt: skip
     # Alike leaves share a key: one of them is shown.
     return list({probe.key: probe for probe in found}.values())
@@ -309,9 +309,3 @@ def _configs() -> Iterator[Probe]:
 def _quantizations() -> Iterator[Probe]:
     for form in forms.all_quantizations():
         yield Probe(key=("quantization", form.key), base="bf16", files=form.render())
-
-
-def _files() -> Iterator[Probe]:
-    yield Probe(
-        key=("files", "preprocessor_config.json"), base="fp8", files={"preprocessor_config.json": None}
-    )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qvlfp8 import checkpoint, structure
 from qvlfp8.commands.contract import differences
-from qvlfp8.contract import exclusions, forms, recording
+from qvlfp8.contract import forms, recording
 from qvlfp8.contract.answers import NotRecorded
 from qvlfp8.contract.condense import raised
 from qvlfp8.contract.control import BASES, config, inline, preprocessor
@@ -248,11 +248,10 @@ def test_a_contract_is_read_as_it_was_saved(tmp_path: Path) -> None:
 def test_where_two_contracts_differ_is_said() -> None:
     contract = load_all()[0]
     assert list(differences(contract, replace(contract, lock="another"))) == []
-    other = replace(
-        contract, files={**contract.files, "preprocessor_config.json": "raises OSError||checkpoint"}
-    )
+    form = next(iter(contract.configs))
+    other = replace(contract, configs={**contract.configs, form: "raises OSError||checkpoint"})
     (line,) = differences(contract, other)
-    assert line.startswith("files > preprocessor_config.json: recorded ")
+    assert line.startswith(f"configs > {form}: recorded ")
 
 
 def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
@@ -279,12 +278,6 @@ def test_how_vllm_raised_is_kept_without_names() -> None:
     assert raised({"exception": error}) == "raises ValueError|no module or parameter named|checkpoint"
     assert raised({"exception": None, "refused": []}) is None
     assert raised({"refused_kind": "unknown-dtype"}) == "raises unknown-dtype||refused"
-
-
-def test_spelled_patterns_are_renamed_in_order() -> None:
-    assert exclusions.excluded(
-        ["model.visual.blocks.0"], "visual.blocks.0", RULES, prefixes=PREFIXES, packed=PACKED
-    )
 
 
 # --- recording ----------------------------------------------------------------------------------
