@@ -19,7 +19,7 @@ FOLDER = Path(__file__).with_name("recorded")
 
 Outcome = str
 """What a loader does with a tensor: how it raises (``raises TYPE|mark|origin``), ``dropped``,
-``fills PARAMETER``, ``loads`` (what its place says), or letters of effects and the type that it is cast to."""
+``fills PARAMETER``, ``loads`` (what its place says), or letters of effects and the type it is cast to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class Contract:
 
     ``modules``: linear modules of vLLM that are FP8 unless excluded. ``parameters``: state -> parameter ->
     whether a checkpoint must fill it. ``pieces``: state -> place -> what it fills, ``[parameter, how much]``:
-    the ``whole``, a ``part``, or the ``first`` entry of a scale that has several. ``fates``: state -> spelling
-    -> outcome -> places that the bases leave empty. ``shapes``, ``types``: state -> place -> relation or type
-    -> outcome. ``configs``, ``quantizations``: form -> what vLLM makes of it.
+    the ``whole``, a ``part``, or the ``first`` entry of a scale that has several. ``fates``: state ->
+    spelling -> outcome -> places that the bases leave empty. ``shapes``, ``types``: state -> place -> relation or
+    type -> outcome. ``configs``, ``quantizations``: form -> what vLLM makes of it.
     """
 
     environment: str
