@@ -71,7 +71,7 @@ def _compare(a: str, b: str, *, as_json: bool) -> int:
         print(json.dumps(against.as_json(found), indent=1))
     else:
         console = Console(highlight=False)
-        for line in against.lines(found, a, b):
+        for line in (f"A: {a}", f"B: {b}", *against.lines(found)):
             console.print(line, markup=False, soft_wrap=True)
     return WORKS
 

@@ -48,8 +48,8 @@ class Contract:
     ``modules``: linear modules of vLLM that are FP8 unless excluded. ``parameters``: state -> parameter ->
     whether a checkpoint must fill it. ``pieces``: state -> place -> what it fills, ``[parameter, how much]``:
     the ``whole``, a ``part``, or the ``first`` entry of a scale that has several. ``fates``: state ->
-    spelling -> outcome -> places that the bases leave empty. ``shapes``, ``types``: state -> place -> relation or
-    type -> outcome. ``configs``, ``quantizations``: form -> what vLLM makes of it.
+    spelling -> outcome -> places that the bases leave empty. ``shapes``, ``types``: state -> place ->
+    relation or type -> outcome. ``configs``, ``quantizations``: form -> what vLLM makes of it.
     """
 
     environment: str
