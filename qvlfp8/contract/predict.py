@@ -51,6 +51,8 @@ def replay(asked: Subject, contract: Contract) -> dict[str, Any]:
         NotRecorded: the contract does not say.
     """
     checkpoint = asked.checkpoint
+    if strange := sorted({entry.dtype for entry in asked.entries} - set(_TORCH)):
+        raise NotRecorded(f"tensors of the type {strange[0]}, which torch has not")
     measured: dict[str, Any] = {
         "stage_reached": "config",
         "exception": None,
@@ -195,7 +197,7 @@ class _Replay:
         if "T" in letters:
             self.lists["truncated"].append({"name": entry.name, "touched": "not all", "total": "its"})
         if cast:
-            self.lists["casts"].append(_change(entry, _TORCH.get(entry.dtype, entry.dtype), cast))
+            self.lists["casts"].append(_change(entry, _TORCH[entry.dtype], cast))
         for parameter, much in self._pieces(base, place, outcome):
             if "N" not in letters:
                 name = parameter if place.index is None else parameter.replace("{}", str(place.index), 1)

@@ -269,6 +269,13 @@ def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     assert span.verdict.reason is not None
 
 
+def test_a_type_that_torch_has_not_is_said(tmp_path: Path) -> None:
+    tensors = BASES["bf16"].tensors | {"model.norm.weight": ("F4", (256,))}
+    write_checkpoint(tmp_path / "a", BASES["bf16"].files, tensors)
+    with pytest.raises(NotRecorded, match="of the type F4"):
+        predict(subject(checkpoint.read(tmp_path / "a")), load_all()[0])
+
+
 def test_how_vllm_raised_is_kept_without_names() -> None:
     error = {
         "type": "ValueError",
