@@ -59,6 +59,7 @@ def condense(
         packed=model_class["packed"],
         matching=matching,
         modules=modules,
+        reads_ahead=_reads_ahead(by_kind["ahead"]),
         parameters=parameters,
         pieces=pieces,
         fates=_fates(by_kind, bases),
@@ -79,6 +80,16 @@ def raised(measured: Measured) -> Outcome | None:
     error = errors[0]
     marks = [word for word in (*_NO_PLACE, "shape") if word in error["message"]]
     return f"raises {error['type']}|{marks[0] if marks else ''}|{error['origin']}"
+
+
+def _reads_ahead(probes: Iterable[tuple[Probe, Measured]]) -> bool:
+    """Whether another tensor than the one that cannot be placed was the last to be read."""
+    return any(
+        error["tensor"] not in probe.put
+        for probe, measured in probes
+        for error in [*measured.get("refused", ()), measured.get("exception")]
+        if error is not None and measured.get("stage_reached") == "load"
+    )
 
 
 def _parameter_names(measured: Measured) -> dict[str, bool]:

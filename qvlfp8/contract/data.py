@@ -45,11 +45,13 @@ class Matching:
 class Contract:
     """What was recorded of one serve environment. States, places and forms: see the modules that name them.
 
-    ``modules``: linear modules of vLLM that are FP8 unless excluded. ``parameters``: state -> parameter ->
-    whether a checkpoint must fill it. ``pieces``: state -> place -> what it fills, ``[parameter, how much]``:
-    the ``whole``, a ``part``, or the ``first`` entry of a scale that has several. ``fates``: state ->
-    spelling -> outcome -> places that the bases leave empty. ``shapes``, ``types``: state -> place ->
-    relation or type -> outcome. ``configs``, ``quantizations``: form -> what vLLM makes of it.
+    ``modules``: linear modules of vLLM that are FP8 unless excluded. ``reads_ahead``: of a model that is
+    taken for one that writes no text, all tensors are read before the first is placed. ``parameters``:
+    state -> parameter -> whether a checkpoint must fill it. ``pieces``: state -> place -> what it fills,
+    ``[parameter, how much]``: the ``whole``, a ``part``, or the ``first`` entry of a scale that has
+    several. ``fates``: state -> spelling -> outcome -> places that the bases leave empty. ``shapes``,
+    ``types``: state -> place -> relation or type -> outcome. ``configs``, ``quantizations``: form -> what
+    vLLM makes of it.
     """
 
     environment: str
@@ -60,6 +62,7 @@ class Contract:
     packed: Mapping[str, list[str]]
     matching: Matching
     modules: list[str]
+    reads_ahead: bool
     parameters: Mapping[str, Mapping[str, bool]]
     pieces: Mapping[str, Mapping[str, list[list[str]]]]
     fates: Mapping[str, Mapping[str, Mapping[Outcome, list[str]]]]

@@ -77,7 +77,8 @@ def replay(asked: Subject, contract: Contract) -> dict[str, Any]:
     if fp8 is None:
         return measured | {"exception": _error("raises ValueError||checkpoint", None)}
     measured["stage_reached"] = "load"
-    run = _Replay(Answers(contract), asked, quantized=quantized, tied=config["tied"], fp8=fp8)
+    ahead = contract.reads_ahead and config["runner"] != "generate"
+    run = _Replay(Answers(contract), asked, quantized=quantized, tied=config["tied"], fp8=fp8, ahead=ahead)
     error = run.load_all()
     measured["refused"] = run.refused
     if error is not None:
@@ -139,6 +140,7 @@ class _Replay:
     quantized: bool
     tied: bool
     fp8: frozenset[str]
+    ahead: bool
     refused: list[dict[str, Any]] = field(default_factory=list)
     left: Sequence[Entry] = ()
     filled: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -148,6 +150,9 @@ class _Replay:
         """Load, and again without refused KV cache scales, as preflight does; the error if one is left."""
         self.left = self.subject.entries
         while (error := self._load()) is not None:
+            if self.ahead and error["type"] != "KeyError":
+                # Preflight holds the tensor that was read last for the one that was refused.
+                error["tensor"] = max(self.left, key=lambda entry: entry.last).name
             tensor = error["tensor"]
             if tensor is None or error["origin"] != "checkpoint" or not tensor.endswith(_KV_SCALES):
                 return error

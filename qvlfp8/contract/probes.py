@@ -52,7 +52,7 @@ def probes() -> list[Probe]:
     """Everything that is shown, in a fixed order."""
     found = [
         *_bases(), *_parameters(), *_dropped(), *_fused(), *_strays(), *_respelled(), *_reshaped(),
-        *_retyped(), *_exclusions(), *_configs(), *_quantizations(),
+        *_retyped(), *_exclusions(), *_configs(), *_ahead(), *_quantizations(),
     ]  # fmt: skip
     # Alike leaves share a key: one of them is shown.
     return list({probe.key: probe for probe in found}.values())
@@ -304,6 +304,15 @@ def _configs() -> Iterator[Probe]:
         for name in ("fp8", "fp8-tied"):
             files = {"config.json": form.render() | {"quantization_config": forms.plain(("lm_head",))}}
             yield Probe(key=("config", name, form.key), base=name, files=files)
+
+
+def _ahead() -> Iterator[Probe]:
+    """A tensor whose refusal names no tensor, in each form that some version takes for no writer of text."""
+    for form in forms.all_configs():
+        if form.text_architectures is False and form.text_rope == "transformers-5":
+            files = {"config.json": form.render() | {"quantization_config": forms.plain(("lm_head",))}}
+            stray = {"model.layers.0.mlp.down_proj.weight": ("BF16", (4, 4))}
+            yield Probe(key=("ahead", form.key), base="fp8", files=files, put=stray)
 
 
 def _quantizations() -> Iterator[Probe]:

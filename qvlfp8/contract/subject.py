@@ -24,7 +24,8 @@ __all__ = ["Entry", "Subject", "subject"]
 class Entry:
     """One tensor, or the same one of several like layers.
 
-    ``order`` is vLLM's: the first of the layers. ``shape`` is a relation to what is expected there.
+    ``order`` is vLLM's: of the first of the layers; ``last``: of the last. ``shape`` is a relation to what is
+    expected there.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Entry:
     dtype: str
     shape: str
     order: int
+    last: int
 
     @property
     def words(self) -> str:
@@ -71,7 +73,9 @@ def subject(checkpoint: Checkpoint) -> Subject:
         place = locate(tensor.name, model)
         wanted = None if place.beyond else _expected(model, place.module, place.leaf)
         shape = RIGHT if wanted is None else relation(tensor.shape, wanted)
-        entries.append(Entry(name=tensor.name, place=place, dtype=tensor.dtype, shape=shape, order=order))
+        entries.append(
+            Entry(name=tensor.name, place=place, dtype=tensor.dtype, shape=shape, order=order, last=order)
+        )
     exclusions = _exclusions(checkpoint)
     patterns = [pattern for patterns in exclusions.values() for pattern in patterns]
     kept, layers, blocks = _representatives(entries, model, patterns)
@@ -153,9 +157,12 @@ def _representatives(
                 chosen.setdefault(stem, []).append(number)
             sorts.setdefault((sign, own), []).append(held)
         for like in sorts.values():
-            first: dict[str, int] = {}
+            orders: dict[str, list[int]] = defaultdict(list)
             for entry in (entry for held in like for entry in held):
-                first[entry.words] = min(first.get(entry.words, entry.order), entry.order)
-            kept += [replace(entry, order=first[entry.words]) for entry in like[0]]
+                orders[entry.words].append(entry.order)
+            kept += [
+                replace(entry, order=min(orders[entry.words]), last=max(orders[entry.words]))
+                for entry in like[0]
+            ]
     kept.sort(key=lambda entry: entry.order)
     return kept, tuple(chosen.get("model.layers", ())), tuple(chosen.get("visual.blocks", ()))
