@@ -27,7 +27,8 @@ def asked_for(text: str | None, *, option: str) -> Sequence[Contract]:
         return contracts
     bare = text.strip().removeprefix("vllm").strip()
     try:
-        wanted = SpecifierSet(bare if bare[:1] in "<>=!~" else f"=={bare}", prereleases=True)
+        # An empty set would hold for all.
+        wanted = SpecifierSet(bare if bare[:1] in set("<>=!~") else f"=={bare}", prereleases=True)
     except InvalidSpecifier:
         raise UsageError(
             f"{option} {text!r} is no version specifier", mend="such as '>=0.12,<0.20'"

@@ -246,7 +246,7 @@ def _quantized_modules(measured: Measured) -> frozenset[str] | None:
 
 
 def _configs(probes: Iterable[tuple[Probe, Measured]]) -> dict[str, Any]:
-    """Form -> how vLLM raises, or whether it ties lm_head, and its runner; the same of both bases."""
+    """Form -> how vLLM raises, or its runner, and whether it ties lm_head: if one is stored, if none is."""
     found: dict[str, Any] = {}
     heads: dict[str, dict[str, int]] = defaultdict(dict)
     for probe, measured in probes:
@@ -261,7 +261,8 @@ def _configs(probes: Iterable[tuple[Probe, Measured]]) -> dict[str, Any]:
     for form, counts in heads.items():
         if not isinstance(found[form], str):
             # An lm_head of its own is one parameter more.
-            found[form]["tied"] = max(counts.values()) < most
+            found[form]["tied"] = counts.get("fp8", most) < most
+            found[form]["tied_without_head"] = counts.get("fp8-tied", most) < most
     return found
 
 

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qvlfp8.errors import FileFormatError
+
 __all__ = ["FOLDER", "Contract", "Matching", "Outcome", "load", "load_all", "save"]
 
 FOLDER = Path(__file__).with_name("recorded")
@@ -81,8 +83,21 @@ def save(contract: Contract, folder: Path = FOLDER) -> Path:
 
 
 def load(file: Path) -> Contract:
-    """Read a contract."""
-    content = json.loads(file.read_bytes())
+    """Read a contract.
+
+    Raises:
+        FileFormatError: the file is not one, or of before a field was added.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+        return _contract(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"{file}: is no contract: {error}", mend="`qvlfp8 contract record` makes it anew"
+        ) from None
+
+
+def _contract(content: Mapping[str, Any]) -> Contract:
     known = {field.name for field in fields(Contract)}
     return Contract(
         **{k: v for k, v in content.items() if k in known} | {"matching": Matching(**content["matching"])}

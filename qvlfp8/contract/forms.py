@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from qvlfp8 import structure
 from qvlfp8.contract.control import config
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "QuantizationForm",
     "all_configs",
     "all_quantizations",
+    "odd_field",
     "plain",
     "read_config",
     "read_quantization",
@@ -119,6 +121,62 @@ def _rendered_tie(tie: Tie) -> dict[str, bool]:
     return {} if tie == "absent" else {"tie_word_embeddings": tie == "true"}
 
 
+_SHOWN: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "use_sliding_window": (False,),
+    "is_encoder_decoder": (False,),
+    "torch_dtype": ("bfloat16", "float16", "float32"),
+    "dtype": ("bfloat16", "float16", "float32"),
+}
+"""Fields whose value decides whether vLLM builds the model: what is there must be one of these."""
+
+_NUMBERS = ("rms_norm_eps", "rope_theta", "max_position_embeddings", "image_token_id", "video_token_id")
+
+
+def odd_field(whole: Mapping[str, Any]) -> str | None:
+    """The first field of config.json that no probe has so and that vLLM may refuse; None if there is none."""
+    text, vision = whole.get("text_config") or whole, whole.get("vision_config") or {}
+    if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
+        return "text_config"
+    for section in (whole, text, vision):
+        for name, shown in _SHOWN.items():
+            if section.get(name, shown[0]) not in shown:
+                return name
+        for name in _NUMBERS:
+            if isinstance(section.get(name, 1), bool) or not isinstance(section.get(name, 1), int | float):
+                return name
+    for name in ("compression_config", "quantization"):
+        if name in whole:
+            return name
+    if whole.get("architectures") != [structure.ARCHITECTURE]:
+        return "architectures"
+    if text is not whole and "quantization_config" in text:
+        return "text_config.quantization_config"
+    if text is not whole and text.get("architectures") not in (None, [structure.ARCHITECTURE]):
+        return "text_config.architectures"
+    layers = text.get("layer_types", ["full_attention"] * text.get("num_hidden_layers", 0))
+    if layers != ["full_attention"] * text.get("num_hidden_layers", len(layers)):
+        return "layer_types"
+    return _odd_size(text, vision)
+
+
+def _odd_size(text: Mapping[str, Any], vision: Mapping[str, Any]) -> str | None:
+    """Sizes that do not go together; those that are not there are not judged."""
+    heads, shared = text.get("num_attention_heads"), text.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(shared, int) and (not shared or heads % shared):
+        return "num_key_value_heads"
+    tower, wide = vision.get("num_heads", 16), vision.get("hidden_size", 1280)
+    if isinstance(tower, int) and isinstance(wide, int) and (not tower or wide % tower):
+        return "vision_config.num_heads"
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    sections = rope.get("mrope_section") if isinstance(rope, Mapping) else None
+    hidden = text.get("hidden_size")
+    if not (isinstance(sections, list) and isinstance(heads, int) and isinstance(hidden, int) and heads):
+        return None
+    fits = all(isinstance(part, int) for part in sections) and 2 * sum(sections) == hidden // heads
+    return None if fits else "mrope_section"
+
+
 def read_config(whole: Mapping[str, Any]) -> ConfigForm:
     """Find the form of a config.json."""
     text = whole.get("text_config")
@@ -143,7 +201,8 @@ def all_configs() -> Iterator[ConfigForm]:
     for tie, rope in itertools.product(ties, ropes):
         yield ConfigForm(tie=tie, rope=rope)
     pairs: tuple[tuple[Rope, Rope], ...] = (
-        ("none", "published"), ("transformers-4", "transformers-4"), ("none", "transformers-5"),
+        ("none", "published"), ("published", "published"), ("transformers-4", "transformers-4"),
+        ("none", "transformers-5"),
     )  # fmt: skip
     for tie, text_tie, (outer, inner), architectures, model_type in itertools.product(
         ties, ties, pairs, (False, True), ("qwen2_5_vl_text", None)
@@ -171,8 +230,9 @@ Algorithm = Literal["FP8", "absent", "other"]
 class Section:
     """One file's declaration: what differs between the two that ModelOpt writes.
 
-    ``method``: ``quant_method`` is there. ``nested``: the fields stand under ``quantization``. The other four
-    say which keys are there, and whether they say FP8.
+    ``method``: ``quant_method`` is there. ``nested``: the fields stand under ``quantization``.
+    ``producer``: it names ModelOpt. The other four say which keys are there, and whether they say FP8.
+    ``odd``: something is there that no probe has.
     """
 
     method: bool
@@ -182,13 +242,24 @@ class Section:
     ignore: bool
     kv_algorithm: bool
     kv_scheme: bool
+    producer: bool = False
+    odd: bool = False
 
     @property
     def key(self) -> str:
         """All of it in one word."""
         flags = [
             name
-            for name in ("method", "nested", "exclude_modules", "ignore", "kv_algorithm", "kv_scheme")
+            for name in (
+                "method",
+                "nested",
+                "exclude_modules",
+                "ignore",
+                "kv_algorithm",
+                "kv_scheme",
+                "producer",
+                "odd",
+            )
             if getattr(self, name)
         ]
         return "+".join([self.algorithm, *flags])
@@ -204,6 +275,8 @@ class Section:
         if self.kv_scheme:
             inner["kv_cache_scheme"] = _NUMBER
         outer: dict[str, Any] = {"quant_method": "modelopt"} if self.method else {}
+        if self.producer:
+            outer["producer"] = {"name": "modelopt", "version": "0.0.0"}
         return outer | ({"quantization": inner} if self.nested else inner)
 
 
@@ -241,14 +314,23 @@ def _read_section(declared: Mapping[str, Any] | None) -> Section | None:
             algorithm = "absent"
         case _:
             algorithm = "other"
+    method, producer = declared.get("quant_method"), declared.get("producer")
+    name = producer.get("name") if isinstance(producer, Mapping) else producer
+    lists = [inner[key] for key in ("exclude_modules", "ignore") if key in inner]
     return Section(
-        method=declared.get("quant_method") == "modelopt",
+        method=method == "modelopt",
         nested=nested,
         algorithm=algorithm,
-        exclude_modules=inner.get("exclude_modules") is not None,
-        ignore=inner.get("ignore") is not None,
+        exclude_modules="exclude_modules" in inner,
+        ignore="ignore" in inner,
         kv_algorithm=inner.get("kv_cache_quant_algo") is not None,
         kv_scheme=inner.get("kv_cache_scheme") is not None,
+        producer=name == "modelopt",
+        odd=method not in (None, "modelopt")
+        or ("producer" in declared and name != "modelopt")
+        or ("quantization" in declared and not nested)
+        or inner.get("kv_cache_quant_algo", "FP8") not in (None, "FP8")
+        or not all(isinstance(found, list) and all(isinstance(p, str) for p in found) for found in lists),
     )
 
 
@@ -267,6 +349,7 @@ _NESTED = Section(
     ignore=False,
     kv_algorithm=True,
     kv_scheme=False,
+    producer=True,
 )
 
 
@@ -277,10 +360,12 @@ def _sections() -> Iterator[Section]:
         no_yes, no_yes, algorithms, no_yes, no_yes, no_yes, no_yes
     ):
         if algorithm == "FP8" or not (kv_algorithm or kv_scheme):
-            yield Section(
+            section = Section(
                 method=method, nested=nested, algorithm=algorithm, exclude_modules=exclude_modules,
                 ignore=ignore, kv_algorithm=kv_algorithm, kv_scheme=kv_scheme,
             )  # fmt: skip
+            yield section
+            yield replace(section, producer=True)
 
 
 def all_quantizations() -> Iterator[QuantizationForm]:
@@ -289,8 +374,8 @@ def all_quantizations() -> Iterator[QuantizationForm]:
     for section in _sections():
         yield QuantizationForm(inline=section, separate=None)
         yield QuantizationForm(inline=None, separate=section)
-        yield QuantizationForm(inline=section, separate=_NESTED)
-        yield QuantizationForm(inline=section, separate=replace(_NESTED, kv_algorithm=False))
+        for kv_algorithm in (False, True):
+            yield QuantizationForm(inline=section, separate=replace(_NESTED, kv_algorithm=kv_algorithm))
 
 
 def plain(patterns: Sequence[str]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def replay(asked: Subject, contract: Contract) -> dict[str, Any]:
     checkpoint = asked.checkpoint
     if strange := sorted({entry.dtype for entry in asked.entries} - set(_TORCH)):
         raise NotRecorded(f"tensors of the type {strange[0]}, which torch has not")
+    if asked.odd is not None:
+        raise NotRecorded(f"a config.json with such a {asked.odd}")
     measured: dict[str, Any] = {
         "stage_reached": "config",
         "exception": None,
@@ -78,7 +80,8 @@ def replay(asked: Subject, contract: Contract) -> dict[str, Any]:
         return measured | {"exception": _error("raises ValueError||checkpoint", None)}
     measured["stage_reached"] = "load"
     ahead = contract.reads_ahead and config["runner"] != "generate"
-    run = _Replay(Answers(contract), asked, quantized=quantized, tied=config["tied"], fp8=fp8, ahead=ahead)
+    tied = config["tied" if asked.head_stored else "tied_without_head"]
+    run = _Replay(Answers(contract), asked, quantized=quantized, tied=tied, fp8=fp8, ahead=ahead)
     error = run.load_all()
     measured["refused"] = run.refused
     if error is not None:

@@ -45,8 +45,9 @@ class Entry:
 class Subject:
     """A checkpoint's entries in vLLM's order, and the forms of its declarations.
 
-    ``layers`` and ``blocks`` are the numbers that stand for all. ``exclusions``: ``FILE KEY`` -> the patterns
-    that stand there.
+    ``head_stored``: a tensor is named as lm_head's weight. ``odd``: the field of config.json that no probe
+    has so. ``layers`` and ``blocks`` are the numbers that stand for all. ``exclusions``: ``FILE KEY`` -> the
+    patterns that stand there.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +58,8 @@ class Subject:
     quantization: QuantizationForm
     exclusions: Mapping[str, tuple[str, ...]]
     fp8_tensors: int
+    head_stored: bool
+    odd: str | None
 
 
 def subject(checkpoint: Checkpoint) -> Subject:
@@ -88,6 +91,8 @@ def subject(checkpoint: Checkpoint) -> Subject:
         quantization=forms.read_quantization(checkpoint.config, checkpoint.hf_quant_config),
         exclusions=exclusions,
         fp8_tensors=sum(tensor.dtype.startswith("F8_") for tensor in ordered),
+        head_stored=any(tensor.name.endswith("lm_head.weight") for tensor in ordered),
+        odd=forms.odd_field(checkpoint.config),
     )
 
 
@@ -117,14 +122,14 @@ def _exclusions(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
         inner = content.get("quantization", content) if isinstance(content, Mapping) else {}
         for key in ("exclude_modules", "ignore"):
             patterns = inner.get(key) if isinstance(inner, Mapping) else None
-            if patterns is not None:
+            if isinstance(patterns, list):
                 found[f"{file} {key}"] = tuple(map(str, patterns))
     return found
 
 
 _NUMBERED = re.compile(r"\b(layers|blocks)\.(\d+)(?=\.)")
-_LOOSE = re.compile(r"\d(?![\d.])|(?<![\d.])\d|[\[?]")
-"""A number that is no whole word may mean several layers."""
+_LOOSE = re.compile(r"\d|[\[?]")
+"""What is left of a pattern when layers that it names are taken out, and may mean several of them."""
 
 
 def _representatives(
@@ -141,7 +146,7 @@ def _representatives(
             kept.append(entry)
         else:
             of_layer[entry.place.module.partition(".{}")[0], entry.place.index].append(entry)
-    loose = any(_LOOSE.search(pattern) for pattern in patterns)
+    loose = any(_LOOSE.search(_NUMBERED.sub("", pattern)) for pattern in patterns)
     named: dict[tuple[str, int], set[str]] = defaultdict(set)
     for pattern in patterns:
         for match in _NUMBERED.finditer(pattern):

@@ -53,7 +53,8 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
             tensors = {**base["tensors"], **case.get("put", {})}
             for name in case.get("drop", ()):
                 del tensors[name]
-            folder = Path(scratch) / "checkpoint"
+            # A folder of its own: vLLM from 0.30 on remembers by path what a checkpoint holds.
+            folder = Path(scratch) / str(count)
             write_checkpoint(folder, {**base["files"], **case.get("files", {})}, tensors)
             stream.write(json.dumps(examine(folder), separators=(",", ":")) + "\n")
             stream.flush()

@@ -36,8 +36,9 @@ def main() -> None:
     answers.write(json.dumps(contract.prepare([])) + "\n")
     answers.flush()
     with tempfile.TemporaryDirectory(prefix="loader-") as scratch:
-        folder = Path(scratch) / "checkpoint"
-        for line in sys.stdin:
+        for number, line in enumerate(sys.stdin):
+            # vLLM from 0.30 on remembers by path what a checkpoint holds.
+            folder = Path(scratch) / str(number)
             case = json.loads(line)
             contract.write_checkpoint(folder, case["files"], case["tensors"])
             answers.write(json.dumps(contract.examine(folder)) + "\n")
