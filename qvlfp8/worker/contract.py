@@ -12,12 +12,13 @@ import math
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qvlfp8.tensorfile import BITS
-from qvlfp8.worker import preflight
+from qvlfp8.worker import preflight, vllm_patches
 from qvlfp8.worker.protocol import Refused
 
 __all__ = ["OBSERVED", "examine", "prepare", "run", "write_checkpoint", "write_headers"]
@@ -40,8 +41,9 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
     A base has ``files`` (name -> JSON content; None: not there) and ``tensors`` (name -> [type, shape]). A
     case names its ``base`` and may have ``files``, ``put`` and ``drop`` that change it. A line of the result
-    is what preflight measured, or ``{"refused_kind": ...}``.
+    is what preflight measured, or ``{"refused_kind": ...}``. ``architectures``: see :func:`examine`.
     """
+    architectures = params.get("architectures")
     bases = json.loads(Path(params["bases"]).read_text(encoding="utf-8"))
     count = 0
     with (
@@ -55,7 +57,7 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
                 del tensors[name]
             folder = Path(scratch) / "checkpoint"
             write_checkpoint(folder, {**base["files"], **case.get("files", {})}, tensors)
-            stream.write(json.dumps(examine(folder), separators=(",", ":")) + "\n")
+            stream.write(json.dumps(examine(folder, architectures), separators=(",", ":")) + "\n")
             stream.flush()
             shutil.rmtree(folder)
             count += 1
@@ -68,12 +70,25 @@ def _cases(file: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """What preflight measures of a checkpoint folder, or ``{"refused_kind": ...}``."""
+def examine(folder: Path, architectures: Sequence[Any] | None = None) -> dict[str, Any]:
+    """What preflight measures of a checkpoint folder, or ``{"refused_kind": ...}``.
+
+    ``architectures``: what config.json may say there, if it is not Qwen2.5-VL's class alone.
+    """
+    params: dict[str, Any] = {"checkpoint": str(folder)}
+    if architectures is not None:
+        _declare_activations()
+        params["architectures"] = architectures
     try:
-        return preflight.run({"checkpoint": str(folder)}, folder)
+        return preflight.run(params, folder)
     except Refused as error:
         return {"refused_kind": error.kind}
+
+
+@cache
+def _declare_activations() -> None:
+    # Qwen2-VL looks up one that Qwen2.5-VL does not, in every version; only the name is needed.
+    vllm_patches._declare_activations()
 
 
 def write_checkpoint(folder: Path, files: Mapping[str, Any], tensors: Mapping[str, Header]) -> None:
