@@ -7,17 +7,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
 from qvlfp8 import against, checkpoint, remote
-from qvlfp8.contract.data import Contract, load_all
+from qvlfp8.contract import form_data
+from qvlfp8.contract.data import load_all
 from qvlfp8.contract.verdict import Range, Worth
 from qvlfp8.describe import Described, look
 from qvlfp8.describe import as_json as described_as_json
 from qvlfp8.errors import CheckpointError, UnknownModelError, UsageError
-from qvlfp8.explain import Explanation, Mend, covered, explain
+from qvlfp8.explain import Explanation, Mend, covered, explain, explain_form
 from qvlfp8.finding_kinds import KINDS
 from qvlfp8.report import description
 
@@ -41,19 +42,20 @@ def run_explain(source: str, *, vllm: str | None, other: str | None, as_json: bo
     """
     if other is not None:
         return _compare(source, other, as_json=as_json)
-    contracts = _asked_for(vllm)
     with _opened(source) as (described, values):
-        if not covered(described):
-            _say_what_it_is(described, as_json=as_json)
-            raise UnknownModelError(
-                f"{source}: what vLLM makes of such a checkpoint was not recorded",
-                mend="verdicts are for Qwen2.5-VL in BF16 or ModelOpt FP8; for others, this says what it is",
-            )
-        found = explain(described, contracts, source=source, values=values)
+        if covered(described):
+            found = explain(described, _asked_for(vllm, load_all()), source=source, values=values)
+        else:
+            found = explain_form(described, _asked_for(vllm, form_data.load_all()))
     if as_json:
         print(json.dumps(_as_json(found), indent=1))
     else:
         _show(found, source)
+    if not found.known:
+        raise UnknownModelError(
+            f"{source}: what vLLM makes of such a checkpoint was not recorded: {found.verdicts[0].reason}",
+            mend="known are the forms that ModelOpt and llm-compressor write; this says what it is",
+        )
     return WORKS if found.works else NOT
 
 
@@ -70,20 +72,27 @@ def _opened(source: str) -> Iterator[tuple[Described, bool]]:
         raise CheckpointError(f"{error.file}: {error.problem}", mend=error.mend) from None
 
 
-def _asked_for(vllm: str | None) -> Sequence[Contract]:
+class _Recorded(Protocol):
+    @property
+    def vllm(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Recorded)
+
+
+def _asked_for(vllm: str | None, recorded: Sequence[R]) -> Sequence[R]:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-    contracts = load_all()
     if vllm is None:
-        return contracts
+        return recorded
     exact = vllm if vllm[:1] in "<>=!~" else f"=={vllm}"
     try:
         wanted = SpecifierSet(exact)
     except InvalidSpecifier:
         raise UsageError(f"--vllm {vllm!r} is no version specifier", mend="such as '>=0.12,<0.20'") from None
-    found = [contract for contract in contracts if wanted.contains(contract.vllm)]
+    found = [of for of in recorded if wanted.contains(of.vllm)]
     if not found:
-        known = ", ".join(dict.fromkeys(contract.vllm for contract in contracts))
+        known = ", ".join(dict.fromkeys(of.vllm for of in recorded))
         raise UsageError(
             f"--vllm {vllm!r} holds for none of the recorded versions", mend=f"recorded are {known}"
         )
@@ -100,15 +109,6 @@ def _compare(a: str, b: str, *, as_json: bool) -> int:
         for line in against.lines(found, a, b):
             console.print(line, markup=False, soft_wrap=True)
     return WORKS
-
-
-def _say_what_it_is(described: Described, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"checkpoint": described_as_json(described.description)}, indent=1))
-        return
-    console = Console(highlight=False)
-    for line in description.lines(described.description):
-        console.print(line, markup=False, soft_wrap=True)
 
 
 def _show(found: Explanation, source: str) -> None:
@@ -141,6 +141,9 @@ def _ranged(span: Range) -> str:
 
 def _show_mend(mend: Mend, say: Any) -> None:
     say("The smallest mend:", style="bold")
+    if mend.instead is not None:
+        say(f"  {mend.instead}")
+        return
     if mend.command is None:
         say(f"  none without quantizing again: {mend.refused}")
         return
@@ -173,6 +176,7 @@ def _as_json(found: Explanation) -> dict[str, Any]:
             "changes": list(found.mend.changes),
             "afterwards": [_range_as_json(span) for span in found.mend.afterwards],
             "refused": found.mend.refused,
+            "instead": found.mend.instead,
         },
     }
 

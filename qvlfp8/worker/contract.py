@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 import tempfile
@@ -77,7 +78,7 @@ def examine(folder: Path, architectures: Sequence[Any] | None = None) -> dict[st
     """
     params: dict[str, Any] = {"checkpoint": str(folder)}
     if architectures is not None:
-        _declare_activations()
+        _stand_in()
         params["architectures"] = architectures
     try:
         return preflight.run(params, folder)
@@ -86,9 +87,19 @@ def examine(folder: Path, architectures: Sequence[Any] | None = None) -> dict[st
 
 
 @cache
-def _declare_activations() -> None:
+def _stand_in() -> None:
+    """What the other kinds need beside preflight's patches, once: no kernel runs, but some are looked for."""
     # Qwen2-VL looks up one that Qwen2.5-VL does not, in every version; only the name is needed.
     vllm_patches._declare_activations()
+    # NVFP4 by vLLM's own software kernel, the one that needs no GPU. Before 0.16 ModelOpt's has none.
+    os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"
+    try:
+        from vllm.model_executor.kernels.linear import register_linear_kernel
+        from vllm.model_executor.kernels.linear.nvfp4.emulation import EmulationNvFp4LinearKernel
+        from vllm.platforms import PlatformEnum
+    except ImportError:
+        return  # up to 0.18 the setting is enough
+    register_linear_kernel(EmulationNvFp4LinearKernel, PlatformEnum.CPU, "nvfp4")
 
 
 def write_checkpoint(folder: Path, files: Mapping[str, Any], tensors: Mapping[str, Header]) -> None:

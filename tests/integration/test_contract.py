@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,10 +63,10 @@ class Loader:
         found: dict[str, Any] = json.loads(line)
         return found
 
-    def ask(self, made: Made) -> dict[str, Any]:
-        """What preflight measures."""
+    def ask(self, made: Made, architectures: Sequence[Any] | None = None) -> dict[str, Any]:
+        """What preflight measures; ``architectures`` as the contract's worker takes them."""
         assert self._process.stdin is not None
-        case = {"files": made.files, "tensors": made.tensors}
+        case = {"files": made.files, "tensors": made.tensors, "architectures": architectures}
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
         return self._answer()

@@ -1,0 +1,53 @@
+"""What vLLM's own loader does with forms at other sizes than those of the samples: as the records say.
+
+Beside it: real ModelOpt writes what the samples hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qvlfp8.contract import form_data
+from qvlfp8.contract.form_recording import answer
+from qvlfp8.contract.samples import ARCHITECTURES, Sizes, samples
+from tests.contract_cases import Made
+from tests.integration.test_contract import Loader, environments, folder
+
+__all__ = ["folder"]
+
+SIZES = (
+    Sizes(layers=3, blocks=4, hidden=384, inner=640, vision=240, vision_inner=480, mergers=2),
+    Sizes(layers=1, blocks=1, hidden=128, inner=256, vision=80, vision_inner=160, mergers=1),
+)
+
+EVERY = 4
+"""Of so many samples one is asked about at each size."""
+
+
+def asked() -> Iterator[tuple[int, Sizes]]:
+    """Positions of samples, and sizes; other samples for each of the sizes."""
+    for number, sizes in enumerate(SIZES):
+        yield from ((position, sizes) for position in range(number, len(samples()), EVERY))
+
+
+@pytest.mark.parametrize("folder", environments(), indirect=True)
+def test_a_form_means_the_same_at_other_sizes(folder: Path, tmp_path: Path) -> None:
+    environment = folder.name.rpartition("-")[0]
+    (records,) = [of for of in form_data.load_all() if of.environment == environment]
+    wrong = []
+    with Loader(folder, tmp_path / "log") as loader:
+        for position, sizes in asked():
+            sample = samples()[position]
+            made = Made(files=sample.files(sizes), tensors=sample.tensors(sizes))
+            found = answer(sample, loader.ask(made, ARCHITECTURES))
+            known = records.answers[sample.name]
+            if (found.worth, ids(found)) != (known.worth, ids(known)):
+                wrong.append((sample.name, sizes, found, known))
+    assert not wrong, (len(wrong), wrong[:3])
+
+
+def ids(found: form_data.Answer) -> list[str]:
+    return sorted(kind for kind, _ in found.findings)
