@@ -1,9 +1,10 @@
 """One small checkpoint of each form that producers write: what is shown to vLLM, and what explain knows.
 
-``samples.json`` was taken from real exports of a random tiny model (tests/integration/test_producers.py makes
-them anew): ModelOpt in five versions, and llm-compressor. It holds their config.json, declarations and lists
-of exclusions; tensors follow from how the parts are stored. Nothing of it is written by hand but the portable
-spelling of exclusions, which `qvlfp8 repair` and the recipes write.
+``samples.json`` was taken from real exports of tiny models of random weights: ModelOpt 0.37.0, 0.41.0,
+0.44.0, 0.45.0 and 0.47.0, llm-compressor 0.14.0.1. It holds their config.json, declarations and lists of
+exclusions; tensors follow from how the parts are stored. Put together were: tied models, whose config.json
+is that of a tied export beside what else the untied one has; and ``portable``, the spelling of exclusions
+that recipes and repair write.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What vLLM's own loader does with forms at other sizes than those of the samples: as the records say.
-
-Beside it: real ModelOpt writes what the samples hold.
-"""
+"""What vLLM's own loader does with forms at other sizes than those of the samples: as the records say."""
 
 from __future__ import annotations
 
@@ -36,7 +33,9 @@ def asked() -> Iterator[tuple[int, Sizes]]:
 @pytest.mark.parametrize("folder", environments(), indirect=True)
 def test_a_form_means_the_same_at_other_sizes(folder: Path, tmp_path: Path) -> None:
     environment = folder.name.rpartition("-")[0]
-    (records,) = [of for of in form_data.load_all() if of.environment == environment]
+    records = next((of for of in form_data.load_all() if of.environment == environment), None)
+    if records is None:
+        pytest.skip("preflight's worker cannot judge here: nothing is recorded")
     wrong = []
     with Loader(folder, tmp_path / "log") as loader:
         for position, sizes in asked():
