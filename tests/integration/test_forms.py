@@ -43,7 +43,12 @@ def test_a_form_means_the_same_at_other_sizes(folder: Path, tmp_path: Path) -> N
             made = Made(files=sample.files(sizes), tensors=sample.tensors(sizes))
             found = answer(sample, loader.ask(made, ARCHITECTURES))
             known = records.answers[sample.name]
-            if (found.worth, ids(found)) != (known.worth, ids(known)):
+            if known.reason and known.reason.startswith("no sample of"):
+                # Nor does one of another size work: what it fails with is not kept.
+                agrees = found.worth != "works"
+            else:
+                agrees = (found.worth, ids(found)) == (known.worth, ids(known))
+            if not agrees:
                 wrong.append((sample.name, sizes, found, known))
     assert not wrong, (len(wrong), wrong[:3])
 
