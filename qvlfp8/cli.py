@@ -402,6 +402,10 @@ EnvironmentsArgument = Annotated[
 ContractsOption = Annotated[
     Path | None, typer.Option("--contracts", help="Where contracts are [default: in the package].")
 ]
+OnlyShownOption = Annotated[
+    Literal["probes", "samples"] | None,
+    typer.Option("--only", help="The probes of Qwen2.5-VL, or the samples of other kinds [default: both]."),
+]
 
 
 @contract_app.command("record")
@@ -410,11 +414,12 @@ def contract_record(
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
     contracts: ContractsOption = None,
+    only: OnlyShownOption = None,
 ) -> None:
     """Show the probes to the loader of each environment, and write its contract. Minutes for each."""
-    from qvlfp8.commands.contract import run_record
+    from qvlfp8.commands.contract import Shown, run_record
 
-    run_record(matrix_file, store, environments or [], contracts)
+    run_record(matrix_file, store, environments or [], contracts, Shown(only) if only else None)
 
 
 @contract_app.command("check")
@@ -423,11 +428,12 @@ def contract_check(
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
     contracts: ContractsOption = None,
+    only: OnlyShownOption = None,
 ) -> None:
     """Show the probes again, and fail where vLLM does otherwise than its contract says."""
-    from qvlfp8.commands.contract import run_check
+    from qvlfp8.commands.contract import Shown, run_check
 
-    run_check(matrix_file, store, environments or [], contracts)
+    run_check(matrix_file, store, environments or [], contracts, Shown(only) if only else None)
 
 
 results_app = typer.Typer(help="Committed records of runs on GPUs, in results/.", rich_markup_mode=None)

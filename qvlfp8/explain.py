@@ -13,12 +13,14 @@ from qvlfp8 import conformance, quantization, repair
 from qvlfp8.checkpoint import Checkpoint, NotACheckpoint
 from qvlfp8.conformance import Case
 from qvlfp8.contract.data import Contract
+from qvlfp8.contract.form_data import FormRecords
+from qvlfp8.contract.form_verdict import form_verdicts
 from qvlfp8.contract.subject import subject
 from qvlfp8.contract.verdict import Range, Verdict, merged, verdicts
 from qvlfp8.describe import Described
 from qvlfp8.errors import RepairError
 
-__all__ = ["Explanation", "Fault", "Mend", "covered", "explain"]
+__all__ = ["Explanation", "Fault", "Mend", "covered", "explain", "explain_form"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Mend:
     """What to do: the exact ``command`` if there is one, and what the mended checkpoint is worth then.
 
     ``made`` is what it would be; ``instead``: a mend that takes more away, and works in more versions.
-    ``refused``: why only quantizing again helps.
+    ``refused``: why only quantizing again helps. ``served``: what to do where repair does not know the kind.
     """
 
     command: str | None = None
@@ -44,6 +46,7 @@ class Mend:
     made: Checkpoint | None = None
     instead: Mend | None = None
     refused: str | None = None
+    served: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,11 @@ class Explanation:
     def ranges(self) -> tuple[Range, ...]:
         """The verdicts merged."""
         return tuple(merged(self.verdicts))
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of any version asked for."""
+        return any(verdict.worth != "unknown" for verdict in self.verdicts)
 
     @property
     def works(self) -> bool:
@@ -93,6 +101,22 @@ def explain(
     if explanation.works or described.description.method == "none":
         return explanation
     return replace(explanation, mend=_mend(explanation, contracts, source))
+
+
+def explain_form(described: Described, records: Sequence[FormRecords]) -> Explanation:
+    """Explain a checkpoint of another kind, by what vLLM did with a sample of its form.
+
+    ``records`` are of the versions asked for, oldest first.
+    """
+    found = tuple(form_verdicts(described, records))
+    explanation = Explanation(described=described, verdicts=found, faults=(), mend=None)
+    if explanation.works or not explanation.known:
+        return explanation
+    working = [span.words for span in explanation.ranges if span.verdict.worth == "works"]
+    where = (
+        f"serve it with vLLM {', or '.join(working)}" if working else "no version asked for is known to work"
+    )
+    return replace(explanation, mend=Mend(served=f"repair does not know its kind; {where}"))
 
 
 _BEYOND_REPAIR = frozenset({"scale-not-finite", "scale-not-positive"})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qvlfp8.contract import data, recording
+from qvlfp8.contract import data, form_data, form_recording, recording
 from qvlfp8.contract.data import Contract
+from qvlfp8.contract.form_data import FormRecords
 from qvlfp8.engine.venv import VenvEngine
 from qvlfp8.environments import ServeEnvironment
 from qvlfp8.errors import QvlError, UsageError
@@ -26,30 +28,54 @@ class DisagreementError(QvlError):
     """The recorded contract and vLLM disagree."""
 
 
-def run_record(matrix: Path, store: Path | None, names: Sequence[str], folder: Path | None) -> None:
-    """Record the named environments, or all, and write their contracts.
+class Shown(StrEnum):
+    """What a loader is shown: probes of Qwen2.5-VL in ModelOpt FP8, and samples of other kinds."""
+
+    PROBES = "probes"
+    SAMPLES = "samples"
+
+
+Answers = Contract | FormRecords
+
+
+def run_record(
+    matrix: Path, store: Path | None, names: Sequence[str], folder: Path | None, only: Shown | None = None
+) -> None:
+    """Record the named environments, or all, and write their contracts and what became of the samples.
 
     Raises:
         QvlError: by class.
     """
-    for contract in _recorded(matrix, store, names):
-        print(f"✓ {data.save(contract, folder or data.FOLDER)}")
+    for found in _recorded(matrix, store, names, only):
+        if isinstance(found, Contract):
+            file = data.save(found, folder or data.FOLDER)
+        else:
+            file = form_data.save(found, _of_samples(folder))
+        print(f"✓ {file}")
 
 
-def run_check(matrix: Path, store: Path | None, names: Sequence[str], folder: Path | None) -> None:
+def _of_samples(folder: Path | None) -> Path:
+    return folder / "forms" if folder else form_data.FOLDER
+
+
+def run_check(
+    matrix: Path, store: Path | None, names: Sequence[str], folder: Path | None, only: Shown | None = None
+) -> None:
     """Record the named environments, or all, anew, and compare with what is written.
 
     Raises:
         DisagreementError: they differ, or one was never recorded.
         QvlError: by class.
     """
-    written = {contract.environment: contract for contract in data.load_all(folder or data.FOLDER)}
+    held: list[Answers] = [*data.load_all(folder or data.FOLDER), *form_data.load_all(_of_samples(folder))]
+    written = {(type(answers), answers.environment): answers for answers in held}
     wrong = []
-    for contract in _recorded(matrix, store, names):
-        known = written.get(contract.environment)
-        found = list(differences(known, contract)) if known else ["it was never recorded"]
-        print(f"{'✗' if found else '✓'} {contract.environment}")
-        wrong += [f"{contract.environment}: {line}" for line in found]
+    for now in _recorded(matrix, store, names, only):
+        known = written.get((type(now), now.environment))
+        found = list(differences(known, now)) if known else ["it was never recorded"]
+        shown = Shown.PROBES if isinstance(now, Contract) else Shown.SAMPLES
+        print(f"{'✗' if found else '✓'} {now.environment} {shown}")
+        wrong += [f"{now.environment}: {line}" for line in found]
         for line in found[:20]:
             print(f"    {line}")
     if wrong:
@@ -60,8 +86,8 @@ def run_check(matrix: Path, store: Path | None, names: Sequence[str], folder: Pa
         )
 
 
-def differences(known: Contract, found: Contract) -> Iterator[str]:
-    """Where two contracts differ: the field, the path in it, and both answers."""
+def differences(known: Answers, found: Answers) -> Iterator[str]:
+    """Where two records of one environment differ: the field, the path in it, and both answers."""
     for field, before in asdict(known).items():
         if field not in _LEFT_OUT:
             yield from _differences(field, before, asdict(found)[field])
@@ -75,7 +101,9 @@ def _differences(at: str, before: Any, now: Any) -> Iterator[str]:
         yield f"{at}: recorded {before!r}, now {now!r}"
 
 
-def _recorded(matrix: Path, store: Path | None, names: Sequence[str]) -> Iterator[Contract]:
+def _recorded(
+    matrix: Path, store: Path | None, names: Sequence[str], only: Shown | None
+) -> Iterator[Answers]:
     project = Project.open(matrix, store)
     environments = _chosen(project, names)
     locks = {environment.id: find_lock(project.matrix, environment) for environment in environments}
@@ -90,12 +118,18 @@ def _recorded(matrix: Path, store: Path | None, names: Sequence[str]) -> Iterato
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with project.store.locked(), Progress(*columns, console=console, transient=True) as progress:
         for environment in environments:
-            yield _one(project, environment, locks[environment.id], engine, progress)
+            for shown in Shown if only is None else (only,):
+                yield _one(project, environment, locks[environment.id], engine, progress, shown)
 
 
 def _one(
-    project: Project, environment: ServeEnvironment, lock: Lock, engine: VenvEngine, progress: Progress
-) -> Contract:
+    project: Project,
+    environment: ServeEnvironment,
+    lock: Lock,
+    engine: VenvEngine,
+    progress: Progress,
+    shown: Shown,
+) -> Answers:
     task = progress.add_task(environment.id, total=None)
     work = project.store.root / "contract" / environment.id
     work.mkdir(parents=True, exist_ok=True)
@@ -106,7 +140,8 @@ def _one(
     try:
         if not engine.built(environment, lock):
             engine.build(environment, lock, work / "build.log")
-        return recording.record(environment, lock, engine, work, advance)
+        record = recording.record if shown is Shown.PROBES else form_recording.record
+        return record(environment, lock, engine, work, advance)
     except BaseException:
         engine.stop()
         raise
@@ -115,8 +150,7 @@ def _one(
 
 
 def _chosen(project: Project, names: Sequence[str]) -> list[ServeEnvironment]:
-    # A labelled environment has packages on trial: what it says is theirs.
-    known = {e.id: e for e in project.matrix.file.serve if e.label is None}
+    known = {e.id: e for e in project.matrix.file.serve if e.recordable}
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"no serve environment {unknown[0]!r}", mend=f"there are {', '.join(known)}")
     return [known[name] for name in names] if names else list(known.values())

@@ -12,12 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from qvlfp8 import against, checkpoint, remote
+from qvlfp8.contract import form_data
 from qvlfp8.contract.asked import asked_for
+from qvlfp8.contract.data import load_all
 from qvlfp8.contract.verdict import Worth
 from qvlfp8.describe import Described, look
 from qvlfp8.describe import as_json as described_as_json
 from qvlfp8.errors import CheckpointError, UnknownModelError
-from qvlfp8.explain import Explanation, Mend, covered, explain
+from qvlfp8.explain import Explanation, Mend, covered, explain, explain_form
 from qvlfp8.finding_kinds import KINDS
 from qvlfp8.report import description
 
@@ -35,19 +37,22 @@ def run_explain(source: str, *, vllm: str | None, other: str | None, as_json: bo
     """
     if other is not None:
         return _compare(source, other, as_json=as_json)
-    contracts = asked_for(vllm, option="--vllm")
     with _opened(source) as (described, values):
-        if not covered(described):
-            _say_what_it_is(described, as_json=as_json)
-            raise UnknownModelError(
-                f"{source}: what vLLM makes of such a checkpoint was not recorded",
-                mend="verdicts are for Qwen2.5-VL in BF16 or ModelOpt FP8; for others, this says what it is",
+        if covered(described):
+            found = explain(
+                described, asked_for(load_all(), vllm, option="--vllm"), source=source, values=values
             )
-        found = explain(described, contracts, source=source, values=values)
+        else:
+            found = explain_form(described, asked_for(form_data.load_all(), vllm, option="--vllm"))
     if as_json:
         print(json.dumps(_as_json(found), indent=1))
     else:
         _show(found, source)
+    if not found.known:
+        raise UnknownModelError(
+            f"{source}: what vLLM makes of such a checkpoint was not recorded: {found.verdicts[0].reason}",
+            mend="known are the forms that ModelOpt and llm-compressor write; this says what it is",
+        )
     return WORKS if found.works else NOT
 
 
@@ -76,15 +81,6 @@ def _compare(a: str, b: str, *, as_json: bool) -> int:
     return WORKS
 
 
-def _say_what_it_is(described: Described, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"checkpoint": described_as_json(described.description)}, indent=1))
-        return
-    console = Console(highlight=False)
-    for line in description.lines(described.description):
-        console.print(line, markup=False, soft_wrap=True)
-
-
 def _show(found: Explanation, source: str) -> None:
     console = Console(highlight=False)
 
@@ -109,6 +105,9 @@ def _show(found: Explanation, source: str) -> None:
 
 def _show_mend(mend: Mend, say: Any) -> None:
     say("The smallest mend:", style="bold")
+    if mend.served is not None:
+        say(f"  {mend.served}")
+        return
     if mend.command is None:
         say(f"  none without quantizing again: {mend.refused}")
         return
@@ -149,4 +148,5 @@ def _mend_as_json(mend: Mend) -> dict[str, Any]:
         "afterwards": [span.as_json for span in mend.afterwards],
         "instead": None if mend.instead is None else _mend_as_json(mend.instead),
         "refused": mend.refused,
+        "served": mend.served,
     }

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from qvlfp8 import checkpoint, repair
 from qvlfp8.contract.asked import asked_for
+from qvlfp8.contract.data import load_all
 from qvlfp8.contract.subject import subject
 from qvlfp8.contract.verdict import Range, Verdict, merged, verdicts
 from qvlfp8.errors import CheckpointError, RepairError, UnknownModelError, UsageError
@@ -40,7 +41,7 @@ def run_repair(
     """
     if base is not None and not base.is_dir():
         raise UsageError(f"{base}: no such folder", mend="name the unquantized model's folder (--base)")
-    contracts = asked_for(wanted, option="--for")
+    contracts = asked_for(load_all(), wanted, option="--for")
     try:
         with collection_paused():
             held = checkpoint.read(source)

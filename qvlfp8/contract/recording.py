@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from qvlfp8.contract.condense import condense
 from qvlfp8.contract.data import Contract
 from qvlfp8.contract.exclusions import Unexplained
-from qvlfp8.contract.probes import Probe, probes, write
+from qvlfp8.contract.probes import probes, write
 from qvlfp8.engine import Batch, Engine, Job
 from qvlfp8.environments import ServeEnvironment
 from qvlfp8.errors import WorkerError
@@ -18,7 +19,7 @@ from qvlfp8.store import writing
 from qvlfp8.worker.contract import OBSERVED
 from qvlfp8.worker.protocol import RESULT
 
-__all__ = ["record"]
+__all__ = ["answers_of", "record"]
 
 TIME_LIMIT_S = 3600.0
 """For all probes of a version: 6,000 at 0.05 s, and five times that on a busy machine."""
@@ -42,46 +43,64 @@ def record(
     """
     asked = probes()
     with writing(work):
-        out = work / "out"
-        out.mkdir(parents=True, exist_ok=True)
-        for file in (out / OBSERVED, out / RESULT):
-            file.unlink(missing_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
         params = write(work, asked)
-    job = Job(id=environment.id, params=dict(params), out=out, reads=(work,))
-    with _Watched(out / OBSERVED, lambda done: advance(done, len(asked))):
-        engine.run(
-            (environment, lock),
-            Batch(worker="contract", jobs=(job,), time_limit_s=TIME_LIMIT_S, threads=1),
-            work / "log.txt",
-            lambda _event: None,
-        )
-    return _condensed(environment, lock, asked, work)
-
-
-def _condensed(environment: ServeEnvironment, lock: Lock, asked: list[Probe], work: Path) -> Contract:
-    result = work / "out" / RESULT
-    content = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
-    fault = content.get("environment", {}).get("fault") or content.get("failure")
-    if content.get("outcome") != "done" or fault:
-        raise WorkerError(
-            f"{environment.id}: the probes were not answered: {fault or 'the worker ended'}",
-            mend=f"its log is {work / 'log.txt'}",
-        )
-    lines = (work / "out" / OBSERVED).read_text(encoding="utf-8").splitlines()
+    observed, result = answers_of(environment, lock, engine, work, params, lambda d: advance(d, len(asked)))
     try:
         return condense(
             asked,
-            [json.loads(line) for line in lines],
-            content["measured"]["model_class"],
+            observed,
+            result["measured"]["model_class"],
             environment=environment.id,
             vllm=environment.vllm,
-            transformers=content["environment"]["transformers"],
+            transformers=result["environment"]["transformers"],
             lock=lock.digest,
         )
     except Unexplained as error:
         raise WorkerError(
             f"{environment.id}: {error}", mend="teach qvlfp8/contract/exclusions.py what it does"
         ) from None
+
+
+def answers_of(
+    environment: ServeEnvironment,
+    lock: Lock,
+    engine: Engine,
+    work: Path,
+    params: Mapping[str, Any],
+    told: Callable[[int], None],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Run the contract's worker: what it observed of each case, and its whole result.
+
+    ``told`` is told how many cases are answered.
+
+    Raises:
+        WorkerError: the environment cannot judge.
+        QvlError: the engine's, by class.
+    """
+    out = work / "out"
+    with writing(work):
+        out.mkdir(parents=True, exist_ok=True)
+        for file in (out / OBSERVED, out / RESULT):
+            file.unlink(missing_ok=True)
+    job = Job(id=environment.id, params=dict(params), out=out, reads=(work,))
+    with _Watched(out / OBSERVED, told):
+        engine.run(
+            (environment, lock),
+            Batch(worker="contract", jobs=(job,), time_limit_s=TIME_LIMIT_S, threads=1),
+            work / "log.txt",
+            lambda _event: None,
+        )
+    result = out / RESULT
+    content: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+    fault = content.get("environment", {}).get("fault") or content.get("failure")
+    if content.get("outcome") != "done" or fault:
+        raise WorkerError(
+            f"{environment.id}: the probes were not answered: {fault or 'the worker ended'}",
+            mend=f"its log is {work / 'log.txt'}",
+        )
+    lines = (out / OBSERVED).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines], content
 
 
 class _Watched:

@@ -14,7 +14,7 @@ from qvlfp8.contract.subject import Subject
 from qvlfp8.findings import Finding
 from qvlfp8.structure import canonical, part_of
 
-__all__ = ["Range", "Verdict", "Worth", "merged", "verdicts"]
+__all__ = ["Range", "Verdict", "Worth", "failing", "merged", "verdicts", "worth_of"]
 
 Worth = Literal["works", "blind", "fails", "unknown"]
 """``works``: vLLM's loader takes all of it as meant. ``blind``: it loads and writes, and its vision tower is
@@ -99,12 +99,22 @@ def _verdict(asked: Subject, contract: Contract) -> Verdict:
         findings = predict(asked, contract)
     except NotRecorded as error:
         return verdict("unknown", reason=f"not recorded: {error}")
-    failing = [finding for finding in findings if finding.severity == "fail"]
     if any(finding.severity == "error" for finding in findings):
         return verdict("unknown", reason="vLLM's loader does not say so without a GPU")
-    if not failing:
-        return verdict("works")
-    return verdict("blind" if _is_blind(failing) else "fails", failing)
+    return verdict(worth_of(findings), failing(findings))
+
+
+def failing(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that count against a checkpoint."""
+    return [finding for finding in findings if finding.severity == "fail"]
+
+
+def worth_of(findings: Sequence[Finding]) -> Worth:
+    """What a checkpoint with these findings is worth, none of them an error."""
+    counting = failing(findings)
+    if not counting:
+        return "works"
+    return "blind" if _is_blind(counting) else "fails"
 
 
 def _is_blind(findings: Sequence[Finding]) -> bool:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qvlfp8.tensorfile import BITS
-from qvlfp8.worker import preflight
+from qvlfp8.worker import preflight, vllm_patches
 from qvlfp8.worker.protocol import Refused
 
 __all__ = ["OBSERVED", "examine", "prepare", "run", "write_checkpoint", "write_headers"]
@@ -40,8 +42,9 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
     A base has ``files`` (name -> JSON content; None: not there) and ``tensors`` (name -> [type, shape]). A
     case names its ``base`` and may have ``files``, ``put`` and ``drop`` that change it. A line of the result
-    is what preflight measured, or ``{"refused_kind": ...}``.
+    is what preflight measured, or ``{"refused_kind": ...}``. ``architectures``: see :func:`examine`.
     """
+    architectures = params.get("architectures")
     bases = json.loads(Path(params["bases"]).read_text(encoding="utf-8"))
     count = 0
     with (
@@ -56,7 +59,7 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
             # A folder of its own: vLLM from 0.30 on remembers by path what a checkpoint holds.
             folder = Path(scratch) / str(count)
             write_checkpoint(folder, {**base["files"], **case.get("files", {})}, tensors)
-            stream.write(json.dumps(examine(folder), separators=(",", ":")) + "\n")
+            stream.write(json.dumps(examine(folder, architectures), separators=(",", ":")) + "\n")
             stream.flush()
             shutil.rmtree(folder)
             count += 1
@@ -69,12 +72,35 @@ def _cases(file: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """What preflight measures of a checkpoint folder, or ``{"refused_kind": ...}``."""
+def examine(folder: Path, architectures: Sequence[Any] | None = None) -> dict[str, Any]:
+    """What preflight measures of a checkpoint folder, or ``{"refused_kind": ...}``.
+
+    ``architectures``: what config.json may say there, if it is not Qwen2.5-VL's class alone.
+    """
+    params: dict[str, Any] = {"checkpoint": str(folder)}
+    if architectures is not None:
+        _stand_in()
+        params["architectures"] = architectures
     try:
-        return preflight.run({"checkpoint": str(folder)}, folder)
+        return preflight.run(params, folder)
     except Refused as error:
         return {"refused_kind": error.kind}
+
+
+@cache
+def _stand_in() -> None:
+    """What the other kinds need beside preflight's patches, once: no kernel runs, but some are looked for."""
+    # Qwen2-VL looks up one that Qwen2.5-VL does not, in every version; only the name is needed.
+    vllm_patches._declare_activations()
+    # NVFP4 by vLLM's own software kernel, the one that needs no GPU. Before 0.16 ModelOpt's has none.
+    os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"
+    try:
+        from vllm.model_executor.kernels.linear import register_linear_kernel
+        from vllm.model_executor.kernels.linear.nvfp4.emulation import EmulationNvFp4LinearKernel
+        from vllm.platforms import PlatformEnum
+    except ImportError:
+        return  # up to 0.18 the setting is enough
+    register_linear_kernel(EmulationNvFp4LinearKernel, PlatformEnum.CPU, "nvfp4")
 
 
 def write_checkpoint(folder: Path, files: Mapping[str, Any], tensors: Mapping[str, Header]) -> None:

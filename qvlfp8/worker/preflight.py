@@ -92,7 +92,8 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
     A checkpoint that does not load is a result: ``exception`` says how, with ``origin`` either
     ``checkpoint`` or ``environment`` (then nothing is known about the checkpoint). With ``on_trial``, an
     environment's packages are asked about, beside another of the same vLLM that works: a right control that
-    is faulted here has the origin ``packages``.
+    is faulted here has the origin ``packages``. ``architectures``: what config.json may say there, if it is
+    not :data:`ARCHITECTURE` alone.
 
     Raises:
         Refused: ``not-a-checkpoint``, ``unknown-model`` or ``unknown-dtype``.
@@ -102,11 +103,9 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
         checkpoint = ck.read(Path(params["checkpoint"]))
     except ck.NotACheckpoint as error:
         raise Refused("not-a-checkpoint", str(error)) from error
-    if checkpoint.config.get("architectures") != [ARCHITECTURE]:
-        raise Refused(
-            "unknown-model",
-            f"architectures is {checkpoint.config.get('architectures')!r}; only {ARCHITECTURE} is known",
-        )
+    classes = checkpoint.config.get("architectures")
+    if classes not in params.get("architectures", [[ARCHITECTURE]]):
+        raise Refused("unknown-model", f"architectures is {classes!r}; only {ARCHITECTURE} is known")
     unknown = sorted({t.dtype for t in checkpoint.tensors.values()} - set(_DTYPES))
     if unknown:
         raise Refused("unknown-dtype", f"tensors of types {unknown} cannot be made in torch")

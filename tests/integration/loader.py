@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,10 +42,10 @@ class Loader:
         found: dict[str, Any] = json.loads(line)
         return found
 
-    def ask(self, made: Made) -> dict[str, Any]:
-        """What preflight measures."""
+    def ask(self, made: Made, architectures: Sequence[Any] | None = None) -> dict[str, Any]:
+        """What preflight measures; ``architectures`` as the contract's worker takes them."""
         assert self._process.stdin is not None
-        case = {"files": made.files, "tensors": made.tensors}
+        case = {"files": made.files, "tensors": made.tensors, "architectures": architectures}
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
         return self._answer()
@@ -66,7 +67,7 @@ def built() -> dict[str, Path]:
     project = Project.open(ROOT / "matrix.yaml")
     found = {}
     for environment in project.matrix.file.serve:
-        if environment.label is None:
+        if environment.recordable:
             lock = find_lock(project.matrix, environment)
             folder = project.store.environments / f"{environment.id}-{lock.digest[:12]}"
             if (folder / "complete.json").exists():

@@ -37,7 +37,7 @@ MOST_UNKNOWN = 0.02
 
 def environments() -> list[str]:
     project = Project.open(ROOT / "matrix.yaml")
-    return [environment.id for environment in project.matrix.file.serve if environment.label is None]
+    return [environment.id for environment in project.matrix.file.serve if environment.recordable]
 
 
 def contract_of(environment: str) -> Contract:
@@ -96,7 +96,7 @@ def test_the_static_answer_is_vllms(environment: str, tmp_path: Path) -> None:
 
 
 def test_the_static_answer_is_what_the_matrix_found(shipped: Project) -> None:
-    cells = [cell for cell in shipped.cells(everything=True) if cell.serve.label is None]
+    cells = [cell for cell in shipped.cells(everything=True) if cell.serve.recordable]
     plan = shipped.plan(cells, shipped.locks(cells))
     compared = 0
     wrong: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def test_the_static_answer_is_what_the_matrix_found(shipped: Project) -> None:
 
 def test_the_static_answer_is_what_gpus_saw(shipped: Project) -> None:
     """Committed runs on GPUs of the checkpoints that were exported here: refused, blind, or right answers."""
-    cells = [cell for cell in shipped.cells(everything=True) if cell.serve.label is None]
+    cells = [cell for cell in shipped.cells(everything=True) if cell.serve.recordable]
     plan = shipped.plan(cells, shipped.locks(cells))
     compared: Counter[str] = Counter()
     wrong = []

@@ -1,0 +1,55 @@
+"""What vLLM's own loader does with forms at other sizes than those of the samples: as the records say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qvlfp8.contract import form_data
+from qvlfp8.contract.form_data import FormRecords
+from qvlfp8.contract.form_recording import answer
+from qvlfp8.contract.samples import ARCHITECTURES, Sizes, samples
+from tests.contract_cases import Made
+from tests.integration.loader import Loader, built
+
+SIZES = (
+    Sizes(layers=3, blocks=4, hidden=384, inner=640, vision=240, vision_inner=480, mergers=2),
+    Sizes(layers=1, blocks=1, hidden=128, inner=256, vision=80, vision_inner=160, mergers=1),
+)
+
+EVERY = 4
+"""Of so many samples one is asked about at each size."""
+
+
+def asked() -> Iterator[tuple[int, Sizes]]:
+    """Positions of samples, and sizes; other samples for each of the sizes."""
+    for number, sizes in enumerate(SIZES):
+        yield from ((position, sizes) for position in range(number, len(samples()), EVERY))
+
+
+@pytest.mark.parametrize("records", form_data.load_all(), ids=lambda records: records.environment)
+def test_a_form_means_the_same_at_other_sizes(records: FormRecords, tmp_path: Path) -> None:
+    folder = built().get(records.environment)
+    if folder is None:
+        pytest.skip(f"{records.environment} is not built")
+    wrong = []
+    with Loader(folder, tmp_path / "log") as loader:
+        for position, sizes in asked():
+            sample = samples()[position]
+            made = Made(files=sample.files(sizes), tensors=sample.tensors(sizes))
+            found = answer(sample, loader.ask(made, ARCHITECTURES))
+            known = records.answers[sample.name]
+            if known.reason and known.reason.startswith("no sample of"):
+                # Nor does one of another size work: what it fails with is not kept.
+                agrees = found.worth != "works"
+            else:
+                agrees = (found.worth, ids(found)) == (known.worth, ids(known))
+            if not agrees:
+                wrong.append((sample.name, sizes, found, known))
+    assert not wrong, (len(wrong), wrong[:3])
+
+
+def ids(found: form_data.Answer) -> list[str]:
+    return sorted(kind for kind, _ in found.findings)
