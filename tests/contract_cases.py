@@ -34,7 +34,8 @@ PATTERNS = (
     "visual.blocks.0.attn.qkv", "model.visual.blocks.1.mlp*", "visual.blocks.1", "layers.1", "*self_attn*",
     "*mlp.down_proj", "model.embed_tokens", "language_model.model.layers.0.mlp.gate_up_proj",
     "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj",
-    "model.layers*", "language_model*", "blocks.0.attn",
+    "model.layers*", "language_model*", "blocks.0.attn", ".1.mlp", "*.1.mlp*", "*.1.*", "*layers.?.mlp*",
+    "model.layers.[02].mlp*", "*s.2*",
 )  # fmt: skip
 
 

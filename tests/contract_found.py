@@ -63,6 +63,17 @@ FOUND: Mapping[str, Made] = {
     ),
     "a KV scale beside the query": _made("fp8", put={"model.layers.0.self_attn.q_proj.k_scale": SCALAR}),
     "a scale of a tied head": _made("fp8-head-tied", put={"lm_head.input_scale": SCALAR}),
+    "a part of a layer's name": _made("fp8", exclusions=("lm_head", "visual", "*.1.mlp*")),
+    "a layer's number and no more": _made("fp8", exclusions=("lm_head", "visual", ".1.mlp")),
+    "a choice of layers": _made("fp8", exclusions=("lm_head", "visual", "*layers.[01].mlp.down_proj")),
+    "a producer": _made(
+        "excluded",
+        files={
+            "config.json": config() | {
+                "quantization_config": _inline() | {"producer": {"name": "modelopt", "version": "0.0.0"}}
+            },
+        },
+    ),
     "two files, neither with a KV cache": _made(
         "excluded",
         files={

@@ -66,7 +66,7 @@ def test_inspect_passes_what_was_mended(asker: Asker) -> None:
 
 def _serve() -> list[object]:
     project = Project.open(ROOT / "matrix.yaml")
-    plain = [e for e in project.matrix.file.serve if e.device == "cuda" and e.label is None]
+    plain = [e for e in project.matrix.file.serve if e.recordable]
     return [pytest.param(e.id, e.default, id=e.id) for e in plain]
 
 

@@ -41,6 +41,8 @@ def small_config(*, tied: bool = False) -> dict[str, Any]:
         "depth": 2, "hidden_size": 16, "intermediate_size": 20, "out_hidden_size": 32,
         "patch_size": 2,
     }  # fmt: skip
+    half = config["hidden_size"] // config["num_attention_heads"] // 2
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": [half - 2, 1, 1]}
     return config
 
 

@@ -67,6 +67,9 @@ def test_an_exclusion_in_a_file_that_the_other_lacks(tmp_path: Path) -> None:
     assert found.exclusions == (Change(what="hf_quant_config.json", a="says nothing", b="lm_head, visual"),)
 
 
+SECTION = CONFIG["rope_scaling"]["mrope_section"]
+
+
 def test_forms_of_config_are_compared_by_what_they_say(tmp_path: Path) -> None:
     vision = CONFIG["vision_config"]
     text = {key: value for key, value in CONFIG.items() if key != "vision_config"}
@@ -74,7 +77,7 @@ def test_forms_of_config_are_compared_by_what_they_say(tmp_path: Path) -> None:
         "architectures": CONFIG["architectures"], "model_type": CONFIG["model_type"], "dtype": "bfloat16",
         "vision_config": vision, "transformers_version": "5.0.0", **INLINE,
         "text_config": {key: value for key, value in text.items() if not key.startswith("rope")}
-        | {"rope_parameters": {"rope_theta": 1000000.0, "mrope_section": [8, 12, 12]}},
+        | {"rope_parameters": {"rope_theta": 1000000.0, "mrope_section": SECTION}},
     }  # fmt: skip
     assert compared(tmp_path, TENSORS, nested).config == ()
     assert compared(tmp_path, TENSORS, nested).about == (
