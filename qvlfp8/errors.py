@@ -47,10 +47,10 @@ class HubError(CheckpointError):
 
 
 class UnknownModelError(QvlError):
-    """A checkpoint of an architecture that the project does not know."""
+    """A checkpoint of a kind that the project does not know, or of which nothing was recorded."""
 
     exit_code = 4
-    meaning = "a model that is not Qwen2.5-VL"
+    meaning = "an unknown kind of checkpoint: nothing was recorded of it in the versions asked for"
 
 
 class FileFormatError(QvlError):

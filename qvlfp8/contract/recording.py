@@ -22,7 +22,7 @@ from qvlfp8.worker.protocol import RESULT
 __all__ = ["answers_of", "record"]
 
 TIME_LIMIT_S = 3600.0
-"""For all probes of a version: 6,000 at 0.05 s, and five times that on a busy machine."""
+"""For all probes of a version: 7,000 at 0.05 s, and five times that on a busy machine."""
 
 
 def record(

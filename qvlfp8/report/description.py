@@ -26,7 +26,7 @@ def lines(of: Description) -> Iterator[str]:
     stored = ", ".join(f"{dtype} {_size(count)}" for dtype, count in of.bytes_by_dtype)
     files = "1 file" if of.weight_files == 1 else f"{of.weight_files} files"
     yield (
-        f"{of.title}: {of.parameters / 1e9:.1f} billion parameters, {of.layers} layers,"
+        f"{of.title}: {_count(of.parameters)} parameters, {of.layers} layers,"
         f" {of.vision_blocks} vision blocks; {of.tensors} tensors in {files} ({stored})"
     )
     by = f", by {of.producer} {of.producer_version or ''}".rstrip() if of.producer else ""
@@ -77,3 +77,7 @@ def _size(count: int) -> str:
         if count >= width:
             return f"{count / width:.1f} {unit}"
     return f"{count} B"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} billion" if parameters >= 5e7 else f"{parameters / 1e6:.1f} million"

@@ -12,7 +12,7 @@ def test_a_sound_export(tmp_path: Path) -> None:
     size, method, vision, language, head, cache, claim = description.lines(
         describe(checkpoint.read(make.lm_fp8(tmp_path)))
     )
-    assert size.startswith("Qwen2.5-VL: 0.0 billion parameters, 2 layers, 2 vision blocks; ")
+    assert size.startswith("Qwen2.5-VL: 0.0 million parameters, 2 layers, 2 vision blocks; ")
     assert method == "ModelOpt FP8, by modelopt 0.0.0; activation scales: static"
     assert vision == "vision tower: 12 BF16"
     assert language == "language model: 14 FP8 (weights per tensor, static activation scales)"
