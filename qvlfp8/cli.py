@@ -125,9 +125,14 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a checkpoint is, what each vLLM makes of it, and the smallest mend; reads headers and JSON."""
-    from qvlfp8.commands.explain import run_explain
+    from qvlfp8.untrusted import collection_paused
 
-    raise typer.Exit(run_explain(checkpoint, vllm=vllm, other=against, as_json=as_json))
+    # An answer is awaited, and little of what is made for it is garbage before it is there.
+    with collection_paused():
+        from qvlfp8.commands.explain import run_explain
+
+        code = run_explain(checkpoint, vllm=vllm, other=against, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -13,14 +13,12 @@ from qvlfp8 import conformance, quantization, repair
 from qvlfp8.checkpoint import Checkpoint, NotACheckpoint
 from qvlfp8.conformance import Case
 from qvlfp8.contract.data import Contract
-from qvlfp8.contract.form_data import FormRecords
-from qvlfp8.contract.form_verdict import form_verdicts
 from qvlfp8.contract.subject import subject
 from qvlfp8.contract.verdict import Range, Verdict, merged, verdicts
 from qvlfp8.describe import Described
 from qvlfp8.errors import RepairError
 
-__all__ = ["Explanation", "Fault", "Mend", "covered", "explain", "explain_form"]
+__all__ = ["Explanation", "Fault", "Mend", "covered", "explain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,22 +99,6 @@ def explain(
     if explanation.works or described.description.method == "none":
         return explanation
     return replace(explanation, mend=_mend(explanation, contracts, source))
-
-
-def explain_form(described: Described, records: Sequence[FormRecords]) -> Explanation:
-    """Explain a checkpoint of another kind, by what vLLM did with a sample of its form.
-
-    ``records`` are of the versions asked for, oldest first.
-    """
-    found = tuple(form_verdicts(described, records))
-    explanation = Explanation(described=described, verdicts=found, faults=(), mend=None)
-    if explanation.works or not explanation.known:
-        return explanation
-    working = [span.words for span in explanation.ranges if span.verdict.worth == "works"]
-    where = (
-        f"serve it with vLLM {', or '.join(working)}" if working else "no version asked for is known to work"
-    )
-    return replace(explanation, mend=Mend(served=f"repair does not know its kind; {where}"))
 
 
 _BEYOND_REPAIR = frozenset({"scale-not-finite", "scale-not-positive"})

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from qvlfp8.structure import spellings
@@ -122,7 +123,7 @@ class _Patterns:
     def _names(self, name: str) -> bool:
         return (
             name in self._plain
-            or any(char == "." and name[:at] in self._plain for at, char in enumerate(name))
+            or any(start in self._plain for start in accumulate(name.split(".")[:-1], "{}.{}".format))
             or any(name[:length] in self._beginnings for length in self._lengths if length <= len(name))
             or any(other.match(name) for other in self._others)
         )

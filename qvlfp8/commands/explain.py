@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from rich.console import Console
-
-from qvlfp8 import against, checkpoint, remote
-from qvlfp8.contract import form_data
+from qvlfp8 import checkpoint, remote
 from qvlfp8.contract.asked import asked_for
 from qvlfp8.contract.data import load_all
 from qvlfp8.contract.verdict import Worth
 from qvlfp8.describe import Described, look
 from qvlfp8.describe import as_json as described_as_json
 from qvlfp8.errors import CheckpointError, UnknownModelError
-from qvlfp8.explain import Explanation, Mend, covered, explain, explain_form
+from qvlfp8.explain import Explanation, Mend, covered, explain
 from qvlfp8.finding_kinds import KINDS
 from qvlfp8.report import description
+from qvlfp8.untrusted import harmless
 
 WORKS, NOT = 0, 1
 """Exit codes of a checkpoint that is explained."""
@@ -43,6 +42,10 @@ def run_explain(source: str, *, vllm: str | None, other: str | None, as_json: bo
                 described, asked_for(load_all(), vllm, option="--vllm"), source=source, values=values
             )
         else:
+            # Imported where used, as in `_compare`: most questions need neither, and each costs milliseconds.
+            from qvlfp8.contract import form_data
+            from qvlfp8.explain_form import explain_form
+
             found = explain_form(described, asked_for(form_data.load_all(), vllm, option="--vllm"))
     if as_json:
         print(json.dumps(_as_json(found), indent=1))
@@ -70,23 +73,21 @@ def _opened(source: str) -> Iterator[tuple[Described, bool]]:
 
 
 def _compare(a: str, b: str, *, as_json: bool) -> int:
+    from qvlfp8 import against
+
     with _opened(a) as (first, _), _opened(b) as (second, _):
         found = against.difference(first, second)
     if as_json:
         print(json.dumps(against.as_json(found), indent=1))
     else:
-        console = Console(highlight=False)
+        say = _say()
         for line in (f"A: {a}", f"B: {b}", *against.lines(found)):
-            console.print(line, markup=False, soft_wrap=True)
+            say(line)
     return WORKS
 
 
 def _show(found: Explanation, source: str) -> None:
-    console = Console(highlight=False)
-
-    def say(line: str, style: str | None = None) -> None:
-        console.print(line, markup=False, soft_wrap=True, style=style)
-
+    say = _say()
     say(source, style="bold")
     for line in description.lines(found.described.description):
         say(f"  {line}")
@@ -103,7 +104,30 @@ def _show(found: Explanation, source: str) -> None:
         _show_mend(found.mend, say)
 
 
-def _show_mend(mend: Mend, say: Any) -> None:
+class _Say(Protocol):
+    def __call__(self, line: str, style: str | None = None) -> None: ...
+
+
+def _say() -> _Say:
+    """What prints a line; with its style where someone sees it."""
+    if not sys.stdout.isatty():
+
+        def plain(line: str, style: str | None = None) -> None:
+            del style
+            print(harmless(line))
+
+        return plain
+    from rich.console import Console
+
+    console = Console(highlight=False)
+
+    def styled(line: str, style: str | None = None) -> None:
+        console.print(line, markup=False, soft_wrap=True, style=style)
+
+    return styled
+
+
+def _show_mend(mend: Mend, say: _Say) -> None:
     say("The smallest mend:", style="bold")
     if mend.served is not None:
         say(f"  {mend.served}")
