@@ -59,6 +59,8 @@ class Loader:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self._log.close()
 
 
