@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from qvlfp8.engine.launch import kept_variables
 from qvlfp8.project import Project
 
@@ -26,8 +28,15 @@ def python_of(shipped: Project, environment: str) -> Path | None:
     return folder / "bin" / "python" if (folder / "complete.json").exists() else None
 
 
+OLDEST = "modelopt-0.37.0"
+"""The ModelOpt whose exclusions no vLLM before 0.13 matches."""
+
+
 def exports(shipped: Project, recipes: Sequence[str]) -> dict[str, str]:
-    """Every export of these recipes that the store has, by recipe and quantize environment."""
+    """Every export of these recipes that the store has, by recipe and quantize environment.
+
+    Skips the test where those of an old ModelOpt are not there: the matrix's default slice makes none.
+    """
     found = {}
     for cell in shipped.cells(only=["*/seeing-untied/vllm-0.26.0"], everything=True):
         if cell.recipe.id not in recipes or cell.quantize.label:
@@ -36,6 +45,8 @@ def exports(shipped: Project, recipes: Sequence[str]) -> dict[str, str]:
         folder = shipped.store.entry("quantize", plan.step(cell, "quantize").digest) / "checkpoint"
         if folder.is_dir():
             found[f"{cell.recipe.id} {cell.quantize.id}"] = str(folder.resolve())
+    if missing := sorted({f"{recipe} {OLDEST}" for recipe in recipes} - set(found)):
+        pytest.skip(f"there is no export of {missing[0]}: run `nox -s matrix -- --all`")
     return found
 
 
