@@ -21,7 +21,7 @@ from qvlfp8.findings import diagnose_preflight
 from qvlfp8.project import Project
 from qvlfp8.scoring import Bounds, score
 from tests.integration.families import Case, Family, write
-from tests.integration.probing import PLUGIN, ROOT, exports, probe, python_of
+from tests.integration.probing import GOOD, MISSPELLED, NAIVE, PLUGIN, ROOT, exports, probe, python_of
 
 RECIPES = ("vlm-fp8-naive", "lm-fp8", "vlm-fp8")
 SETTINGS = ("absent", "warn", "refuse", "off")
@@ -39,10 +39,10 @@ Asked = Callable[[str], Mapping[str, Any]]
 @pytest.fixture(scope="session")
 def asked(shipped: Project, tmp_path_factory: pytest.TempPathFactory) -> Asked:
     """What a serve environment's loader says of every export, without the plugin and under each setting."""
-    checkpoints = exports(shipped, RECIPES)
-    assert len(checkpoints) >= 6, "run `nox -s matrix` first"
     root = tmp_path_factory.mktemp("plugin")
-    tokenizer = Path(checkpoints["vlm-fp8 modelopt-0.37.0"])
+    checkpoints = exports(shipped, RECIPES, root)
+    assert len(checkpoints) >= 7, "run `nox -s matrix` first"
+    tokenizer = Path(checkpoints[GOOD])
     for family in get_args(Family):
         for case in get_args(Case):
             folder = root / f"{family}-{case}"
@@ -100,7 +100,7 @@ def _of_family(case: Case, serve: str) -> list[str]:
 def test_stray_scales_no_longer_end_the_load(asked: Asked, serve: str) -> None:
     result = usable(asked(serve), serve)
     names = cases(result, STRAY)
-    assert {"vlm-fp8-naive modelopt-0.37.0", *_of_family("naive", serve)} <= set(names)
+    assert {NAIVE, *_of_family("naive", serve)} <= set(names)
     for name in names:
         absent = result["runs"]["absent"][name]
         refused = [error["tensor"] for error in absent["refused"]]
@@ -126,8 +126,7 @@ def test_stray_scales_no_longer_end_the_load(asked: Asked, serve: str) -> None:
 def test_a_blind_tower_is_told_and_refused(asked: Asked, serve: str) -> None:
     result = usable(asked(serve), serve)
     names = cases(result, BLIND)
-    # ModelOpt 0.37.0 spells the exclusion as no vLLM reads it.
-    assert {"lm-fp8 modelopt-0.37.0", *_of_family("blind", serve)} <= set(names)
+    assert {MISSPELLED, *_of_family("blind", serve)} <= set(names)
     for name in names:
         absent = result["runs"]["absent"][name]
         unset = [n for n in absent["never_loaded"] if n.startswith("visual.") and n.endswith("_scale")]
@@ -157,7 +156,7 @@ def test_a_blind_tower_is_told_and_refused(asked: Asked, serve: str) -> None:
 def test_all_else_is_judged_the_same_and_nothing_is_logged(asked: Asked, serve: str) -> None:
     result = usable(asked(serve), serve)
     names = cases(result, None)
-    assert {"vlm-fp8 modelopt-0.37.0", *_of_family("good", serve)} <= set(names)
+    assert {GOOD, *_of_family("good", serve)} <= set(names)
     for name in names:
         for setting in SETTINGS[1:]:
             assert result["runs"][setting][name] == result["runs"]["absent"][name]
@@ -192,16 +191,15 @@ def test_vllm_finds_the_installed_plugin(
     python = python_of(shipped, serve)
     if python is None:
         pytest.skip("not built: the default slice does without it")
-    naive = "vlm-fp8-naive modelopt-0.37.0"
-    checkpoints = {naive: exports(shipped, RECIPES)[naive]}
+    checkpoints = {NAIVE: exports(shipped, RECIPES, tmp_path)[NAIVE]}
     job = {"checkpoints": checkpoints, "settings": ["warn"], "entry_point": True}
     result = probe("plugin_probe.py", python, job, tmp_path, [ROOT, installed], **variables)
     assert Path(result["found"].pop("file")).is_relative_to(installed)
     assert result["found"] == {"hooks": 1, "model_imported": False, "distribution": "0.1.0"}
     assert (result["wrapped_before"], result["wrapped_after"]) == (1, 1)
-    measured = result["runs"]["warn"][naive]
+    measured = result["runs"]["warn"][NAIVE]
     assert (measured["exception"], measured["refused"]) == (None, [])
-    (line,) = result["logged"]["warn"][naive]
+    (line,) = result["logged"]["warn"][NAIVE]
     assert "left out" in line
 
 
@@ -211,15 +209,14 @@ def test_a_run_with_the_plugin_sees_and_a_blind_one_is_refused(
     """vLLM's CPU build, started as ever, finds the plugin by itself; answers are held against BF16's."""
     python = python_of(shipped, "vllm-0.32.0-cpu")
     assert python is not None, "run `nox -s matrix` first"
-    checkpoints = exports(shipped, RECIPES)
-    naive, blind = "vlm-fp8-naive modelopt-0.37.0", "lm-fp8 modelopt-0.37.0"
+    checkpoints = exports(shipped, RECIPES, tmp_path)
     (cell,) = shipped.cells(only=["vlm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.32.0-cpu"])
     plan = shipped.plan([cell], shipped.locks([cell]))
     step = plan.step(cell, "image")
     (baseline,) = (need for need in step.needs if plan.steps[need].stage == "generate")
     against = shipped.store.entry("generate", baseline)
     jobs = []
-    for name in (naive, blind):
+    for name in (NAIVE, MISSPELLED):
         out = tmp_path / name.replace(" ", "-")
         out.mkdir()
         params = {"checkpoint": checkpoints[name], "baseline": str(against), **step.params}
