@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from qvlfp8.contract.data import Contract, Outcome
@@ -24,6 +24,9 @@ class Answers:
     """
 
     contract: Contract
+    _turned: dict[tuple[str, str], Mapping[str, Outcome]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def targets(self) -> Mapping[str, str]:
@@ -42,13 +45,14 @@ class Answers:
                 found |= dict.fromkeys((whole, *parts), fused)
         return found
 
-    @cached_property
-    def _fates(self) -> Mapping[tuple[str, str], Mapping[str, Outcome]]:
-        return {
-            (base, spelling): {key: outcome for outcome, keys in outcomes.items() for key in keys}
-            for base, spellings in self.contract.fates.items()
-            for spelling, outcomes in spellings.items()
-        }
+    def _fates(self, base: str, spelling: str) -> Mapping[str, Outcome]:
+        """Turned about where asked for: a checkpoint needs few of them."""
+        found = self._turned.get((base, spelling))
+        if found is None:
+            outcomes = self.contract.fates.get(base, {}).get(spelling, {})
+            found = {key: outcome for outcome, keys in outcomes.items() for key in keys}
+            self._turned[base, spelling] = found
+        return found
 
     def pieces(self, base: str, key: str) -> list[list[str]] | None:
         """What a tensor at a place fills, ``[parameter, how much]``; None if the base has none there."""
@@ -63,11 +67,11 @@ class Answers:
         if own and place.spelling == "published":
             return "loads"
         if own:
-            return self._fates.get((base, place.spelling), {}).get(place.key, "loads")
+            return self._fates(base, place.spelling).get(place.key, "loads")
         # Renamed prefixes lead to the same place, whose answer holds where theirs was not recorded.
         for name in _alike(base):
             for spelling in dict.fromkeys((place.spelling, "published")):
-                found = self._fates.get((name, spelling), {}).get(_kind_key(place))
+                found = self._fates(name, spelling).get(_kind_key(place))
                 if found == "unknown":
                     raise NotRecorded(f"what vLLM fills from {place.key} ({base})")
                 if found is not None and found != "loads":
