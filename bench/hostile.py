@@ -3,8 +3,8 @@
     python bench/hostile.py [--only GLOB] [--folder DIR] [-- COMMAND ...]
 
 The command is `qvlfp8 repair {folder} {out}`; another one is given after `--`, with these two placeholders.
-Ends with 1 if a case takes more than 1 s or 300 MB, or (for the command itself) ends with another exit code
-than the tests ask for. The bound is held against seconds of CPU, the least of three runs, as others' load on
+Ends with 1 if a case takes more than 1 s or 300 MB, is killed, prints a traceback, or (for `repair`) ends with
+another exit code than the tests ask for. The bound is held against seconds of CPU, the least of three runs, as others' load on
 the machine does not count there; the least wall time stands beside. Ten seconds of it end a run as hung.
 """
 
@@ -39,12 +39,14 @@ class Cost:
     wall: float
     memory: float
     code: int
+    traceback: bool
 
 
 def measure(command: list[str], cwd: Path) -> Cost:
     """Run a process and measure it."""
     began = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=cwd)
+    with (cwd / "stderr").open("wb") as stderr:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd)
     hung = threading.Timer(HUNG, child.kill)
     hung.start()
     _, status, usage = os.wait4(child.pid, 0)
@@ -55,6 +57,7 @@ def measure(command: list[str], cwd: Path) -> Cost:
         wall=time.monotonic() - began,
         memory=usage.ru_maxrss * 1024 / 1e6,
         code=child.returncode,
+        traceback=b"Traceback" in (cwd / "stderr").read_bytes(),
     )
 
 
@@ -88,7 +91,8 @@ def main() -> int:
         seconds, wall = min(run.cpu for run in runs), min(run.wall for run in runs)
         memory, codes = max(run.memory for run in runs), {run.code for run in runs}
         over = seconds > SECONDS or memory > MEGABYTES
-        odd = codes != {case.code} if options.command == REPAIR else bool(codes & {1, -9, -11})
+        odd = min(codes) < 0 or any(run.traceback for run in runs)
+        odd |= options.command == REPAIR and codes != {case.code}
         exceeded, wrong = exceeded + over, wrong + odd
         worst_seconds, worst_memory = max(worst_seconds, seconds), max(worst_memory, memory)
         marks = f"{'  OVER ITS BOUND' if over else ''}{f'  ENDED WITH {codes}' if odd else ''}"

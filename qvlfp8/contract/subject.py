@@ -162,6 +162,9 @@ def _representatives(
                 chosen.setdefault(stem, []).append(number)
             sorts.setdefault((sign, own), []).append(held)
         for like in sorts.values():
+            if len(like) == 1:
+                kept += like[0]
+                continue
             orders: dict[str, list[int]] = defaultdict(list)
             for entry in (entry for held in like for entry in held):
                 orders[entry.words].append(entry.order)
