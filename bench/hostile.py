@@ -3,9 +3,10 @@
     python bench/hostile.py [--only GLOB] [--folder DIR] [-- COMMAND ...]
 
 The command is `qvlfp8 repair {folder} {out}`; another one is given after `--`, with these two placeholders.
-Ends with 1 if a case takes more than 1 s or 300 MB, is killed, prints a traceback, or (for `repair`) ends with
-another exit code than the tests ask for. The bound is held against seconds of CPU, the least of three runs, as others' load on
-the machine does not count there; the least wall time stands beside. Ten seconds of it end a run as hung.
+Ends with 1 if a case takes more than 1 s or 300 MB, is killed, prints a traceback, or (for `repair`) ends
+with another exit code than the tests ask for. The bound is held against seconds of CPU, the least of three
+runs, as others' load on the machine does not count there; the least wall time stands beside. Ten seconds of
+it end a run as hung.
 """
 
 from __future__ import annotations
