@@ -66,6 +66,13 @@ FOUND: Mapping[str, Made] = {
     "a part of a layer's name": _made("fp8", exclusions=("lm_head", "visual", "*.1.mlp*")),
     "a layer's number and no more": _made("fp8", exclusions=("lm_head", "visual", ".1.mlp")),
     "a choice of layers": _made("fp8", exclusions=("lm_head", "visual", "*layers.[01].mlp.down_proj")),
+    "a scale below a parameter": _made(
+        "fp8",
+        put={
+            "model.embed_tokens.weight.v_scale": SCALAR,
+            "model.layers.0.self_attn.k_proj.weight": ("F8_E4M3", (0,)),
+        },
+    ),
     "a producer": _made(
         "excluded",
         files={

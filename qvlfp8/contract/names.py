@@ -47,8 +47,9 @@ NO_SUCH_LAYER = "+"
 _LAYER = "model.layers.{}"
 _BLOCK = "visual.blocks.{}"
 
-Beyond = Literal["", "?", "?part"]
-"""Unknown words of a name: none, some, or some with a word that loaders rename (``k_proj``)."""
+Beyond = Literal["", "?", "?part", "?leaf"]
+"""Unknown words of a name: none, some, some with a word that loaders rename (``k_proj``), or some that begin
+with a parameter's (``weight``), below which nothing can be."""
 
 _PART = re.compile(r"q_proj|k_proj|v_proj|gate_proj|up_proj")
 
@@ -138,6 +139,7 @@ LEAVES = (
 has none."""
 
 _NAMED_LEAVES = frozenset(LEAVES) - {"other", "other_scale"}
+_PARAMETERS = frozenset({"weight", "bias"})
 
 _ALIKE = {
     "v_scale": "k_scale",
@@ -232,4 +234,6 @@ def _located(name: str) -> Place:
     unknown = ".".join(words[length:-1])
     part = not module.startswith("visual") and _PART.search(unknown)
     beyond: Beyond = "" if not unknown else "?part" if part else "?"
+    if words[length] in _PARAMETERS and unknown and not part:
+        beyond = "?leaf"
     return Place(spelling=spelling, module=module, beyond=beyond, leaf=leaf, index=index)

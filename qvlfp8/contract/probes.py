@@ -147,6 +147,7 @@ def _strays() -> Iterator[Probe]:
             continue
         for module, leaf in itertools.product(MODULES, _FEW):
             yield from _stray(name, "published", module, leaf, beyond="strange")
+            yield from _stray(name, "published", module, leaf, beyond="weight")
             if not module.startswith("visual"):
                 yield from _stray(name, "published", module, leaf, beyond="strange.k_proj")
         for module, leaf in itertools.product((m for m in MODULES if "{}" in m), _FEW):

@@ -165,6 +165,49 @@ def test_what_is_no_known_form_is_told_apart() -> None:
     assert forms.read_config(config() | {"text_config": {"model_type": "qwen2"}}).key not in known
 
 
+ODD: dict[str, dict[str, Any]] = {
+    "hidden_act": {"hidden_act": "gelu"},
+    "torch_dtype": {"torch_dtype": "int8"},
+    "use_sliding_window": {"use_sliding_window": True},
+    "rms_norm_eps": {"rms_norm_eps": "1e-6"},
+    "image_token_id": {"image_token_id": True},
+    "compression_config": {"compression_config": {}},
+    "architectures": {"architectures": []},
+    "text_config": {"text_config": 3},
+    "layer_types": {"layer_types": ["sliding_attention"]},
+    "num_key_value_heads": {"num_key_value_heads": 3},
+    "vision_config.num_heads": {"vision_config": config()["vision_config"] | {"num_heads": 3}},
+    "mrope_section": {"rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 13]}},
+}
+
+
+@pytest.mark.parametrize("field", ODD)
+def test_a_field_that_no_probe_has_so_is_not_judged(field: str) -> None:
+    assert forms.odd_field(config()) is None
+    assert forms.odd_field(config() | ODD[field]) == field
+
+
+def test_an_odd_field_leaves_every_verdict_unknown(tmp_path: Path) -> None:
+    files = {**BASES["bf16"].files, "config.json": config() | ODD["hidden_act"]}
+    write_checkpoint(tmp_path / "a", files, BASES["bf16"].tensors)
+    (span,) = merged(verdicts(subject(checkpoint.read(tmp_path / "a")), load_all()))
+    assert (span.verdict.worth, "hidden_act" in (span.verdict.reason or "")) == ("unknown", True)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"ignore": None}, {"ignore": [1]}, {"quant_method": "awq"}, {"producer": {"name": "another"}},
+        {"kv_cache_quant_algo": "NVFP4"}, {"quantization": 3},
+    ],
+)  # fmt: skip
+def test_a_declaration_that_no_probe_has_so_is_told_apart(odd: dict[str, Any]) -> None:
+    known = {form.key for form in forms.all_quantizations()}
+    plain = forms.plain(("lm_head",))
+    assert forms.read_quantization(config() | {"quantization_config": plain}, None).key in known
+    assert forms.read_quantization(config() | {"quantization_config": plain | odd}, None).key not in known
+
+
 # --- like layers --------------------------------------------------------------------------------
 
 
@@ -198,7 +241,9 @@ def test_a_layer_that_differs_stands_for_itself(tmp_path: Path) -> None:
 
 
 def test_a_pattern_that_may_mean_several_layers_makes_them_all_differ(tmp_path: Path) -> None:
-    for number, pattern in enumerate(("layers.1", "model.layers.[12].mlp*", "model.layers.1*")):
+    for number, pattern in enumerate(
+        ("layers.1", "model.layers.[12].mlp*", "model.layers.1*", "*.1.mlp*", ".1.mlp")
+    ):
         asked = subject(checkpoint.read(made(tmp_path / str(number), exclude=(pattern,))))
         assert asked.layers == (0, 1, 2, 3), pattern
 
