@@ -66,6 +66,7 @@ FOUND: Mapping[str, Made] = {
     "a part of a layer's name": _made("fp8", exclusions=("lm_head", "visual", "*.1.mlp*")),
     "a layer's number and no more": _made("fp8", exclusions=("lm_head", "visual", ".1.mlp")),
     "a choice of layers": _made("fp8", exclusions=("lm_head", "visual", "*layers.[01].mlp.down_proj")),
+    "a KV cache scale of a layer's own": _made("fp8", put={"model.layers.0.self_attn.k_scale": SCALAR}),
     "a scale below a parameter": _made(
         "fp8",
         put={

@@ -109,7 +109,8 @@ def _kind_key(place: Place) -> str:
     return place.key if kind == place.module else replace(place, module=kind).key
 
 
-_KV_SCALE = ("model.layers.{}.self_attn.k_proj", "k_scale")
+_KV_SCALE = ("model.layers.{}.self_attn", "k_scale")
+"""The name that every version has a place for: of others some refuse the name, whatever the type."""
 
 
 def _alike_place(place: Place) -> Place | None:

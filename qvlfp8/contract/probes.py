@@ -54,7 +54,7 @@ def probes() -> list[Probe]:
         *_bases(), *_parameters(), *_dropped(), *_fused(), *_strays(), *_respelled(), *_reshaped(),
         *_retyped(), *_exclusions(), *_configs(), *_ahead(), *_quantizations(),
     ]  # fmt: skip
-    # Alike leaves share a key: one of them is shown.
+    # Alike leaves share a key, as does a name that is spelled in two ways: one of them is shown.
     return list({probe.key: probe for probe in found}.values())
 
 
@@ -174,7 +174,7 @@ def _stray(
     place = locate(tensor, base.model)
     if kind_of(place.module) != place.module or place.key in _KEYS[name]:
         return
-    header = _expected(base, place.module, leaf) or _stray_header(leaf)
+    header = _expected(base, place.module, place.leaf) or _stray_header(leaf)
     yield Probe(key=("stray", name, spelling, place.key), base=name, put={spell(tensor, spelling): header})
 
 
@@ -217,7 +217,10 @@ def _of_each_kind(base: Base) -> Iterator[tuple[str, Header]]:
             yield tensor, base.tensors[tensor]
 
 
-_KV = ("model.layers.0.self_attn.k_proj.k_scale", "model.layers.0.self_attn.v_proj.v_scale")
+_KV = (
+    "model.layers.0.self_attn.k_proj.k_scale", "model.layers.0.self_attn.v_proj.v_scale",
+    "model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale",
+)  # fmt: skip
 
 
 def _changeable(name: str) -> Iterator[tuple[str, Header]]:

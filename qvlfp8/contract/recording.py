@@ -10,6 +10,7 @@ from typing import Any
 from qvlfp8.contract.condense import condense
 from qvlfp8.contract.data import Contract
 from qvlfp8.contract.exclusions import Unexplained
+from qvlfp8.contract.faithful import unlike
 from qvlfp8.contract.probes import probes, write
 from qvlfp8.engine import Batch, Engine, Job
 from qvlfp8.environments import ServeEnvironment
@@ -22,7 +23,7 @@ from qvlfp8.worker.protocol import RESULT
 __all__ = ["answers_of", "record"]
 
 TIME_LIMIT_S = 3600.0
-"""For all probes of a version: 7,000 at 0.05 s, and five times that on a busy machine."""
+"""For all probes of a version: 8,000 at 0.05 s, and five times that on a busy machine."""
 
 
 def record(
@@ -38,7 +39,7 @@ def record(
         advance: is told how many probes are answered, of how many.
 
     Raises:
-        WorkerError: the environment cannot judge, or no rule explains what it does.
+        WorkerError: the environment cannot judge, no rule explains it, or too little of it was kept.
         QvlError: the engine's, by class.
     """
     asked = probes()
@@ -47,7 +48,7 @@ def record(
         params = write(work, asked)
     observed, result = answers_of(environment, lock, engine, work, params, lambda d: advance(d, len(asked)))
     try:
-        return condense(
+        contract = condense(
             asked,
             observed,
             result["measured"]["model_class"],
@@ -60,6 +61,13 @@ def record(
         raise WorkerError(
             f"{environment.id}: {error}", mend="teach qvlfp8/contract/exclusions.py what it does"
         ) from None
+    if wrong := list(unlike(asked, observed, contract)):
+        raise WorkerError(
+            f"{environment.id}: what was recorded does not say what vLLM did with {len(wrong)} of "
+            f"{len(asked)} probes, such as {wrong[0]}",
+            mend="teach qvlfp8/contract/answers.py what holds for whom",
+        )
+    return contract
 
 
 def answers_of(

@@ -20,8 +20,9 @@ from qvlfp8.contract.condense import raised
 from qvlfp8.contract.control import BASES, config, inline, preprocessor
 from qvlfp8.contract.data import Contract, Matching, load, load_all, save
 from qvlfp8.contract.exclusions import Unexplained, fit, quantized
+from qvlfp8.contract.faithful import unlike
 from qvlfp8.contract.names import MODULES, collapse, locate, spell
-from qvlfp8.contract.predict import predict
+from qvlfp8.contract.predict import predict, replay
 from qvlfp8.contract.probes import probes
 from qvlfp8.contract.shapes import RIGHT, different, relation
 from qvlfp8.contract.subject import subject
@@ -283,6 +284,21 @@ def test_what_vllm_once_did_otherwise(tmp_path: Path, name: str) -> None:
     contracts = {contract.environment: contract for contract in load_all()}
     assert {e: sorted({f.id for f in predict(asked, contracts[e])}) for e in said} == said
     assert set(said) == set(contracts)
+
+
+def test_a_contract_that_says_otherwise_than_vllm_did_is_told_of(tmp_path: Path) -> None:
+    contract = load_all()[-1]
+    asked = [probe for probe in probes() if probe.key[:2] in {("drop", "fp8"), ("retyped", "fp8")}][::9]
+    seen = []
+    for number, probe in enumerate(asked):
+        base = BASES[probe.base]
+        tensors = {name: header for name, header in base.tensors.items() if name not in probe.drop}
+        write_checkpoint(tmp_path / str(number), base.files, {**tensors, **probe.put})
+        seen.append(replay(subject(checkpoint.read(tmp_path / str(number))), contract))
+    assert list(unlike(asked, seen, contract)) == []
+    seen[1] = seen[1] | {"dropped": ["visual.strange"]}
+    (line,) = unlike(asked, seen, contract)
+    assert line.startswith(" ".join(asked[1].key) + ": vLLM had ")
 
 
 def test_a_contract_is_read_as_it_was_saved(tmp_path: Path) -> None:
