@@ -66,7 +66,8 @@ FOUND: Mapping[str, Made] = {
     "a part of a layer's name": _made("fp8", exclusions=("lm_head", "visual", "*.1.mlp*")),
     "a layer's number and no more": _made("fp8", exclusions=("lm_head", "visual", ".1.mlp")),
     "a choice of layers": _made("fp8", exclusions=("lm_head", "visual", "*layers.[01].mlp.down_proj")),
-    "a KV cache scale of a layer's own": _made("fp8", put={"model.layers.0.self_attn.k_scale": SCALAR}),
+    "a KV cache scale of a layer's own": _made("fp8", put={"model.layers.0.self_attn.attn.k_scale": SCALAR}),
+    "a part at the end of another's name": _made("fp8", put={"model.layers.0.mlp.down_proj.q_proj": VECTOR}),
     "a scale below a parameter": _made(
         "fp8",
         put={

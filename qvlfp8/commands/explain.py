@@ -122,7 +122,7 @@ def _say() -> _Say:
     console = Console(highlight=False)
 
     def styled(line: str, style: str | None = None) -> None:
-        console.print(line, markup=False, soft_wrap=True, style=style)
+        console.print(harmless(line), markup=False, soft_wrap=True, style=style)
 
     return styled
 

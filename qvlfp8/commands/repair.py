@@ -18,7 +18,7 @@ from qvlfp8.errors import CheckpointError, RepairError, UnknownModelError, Usage
 from qvlfp8.mending import Link, carry_out
 from qvlfp8.quantization import UnknownQuantization
 from qvlfp8.structure import UnknownModel
-from qvlfp8.untrusted import collection_paused, printable
+from qvlfp8.untrusted import collection_paused, harmless, printable
 
 
 def run_repair(
@@ -76,16 +76,15 @@ def run_repair(
     if as_json:
         print(json.dumps({**report, "vllm": [span.as_json for span in spans]}, indent=1))
         return
-    console = Console(highlight=False)
     for change in planned.changes:
-        console.print(f"  {change}", markup=False, soft_wrap=True)
+        print(harmless(f"  {change}"))
     for name, done in report["weights"].items():
         digest = done.get("sha256_of_kept") or done.get("sha256")
         verified = f", bytes verified: sha256 {digest}" if digest else ""
-        console.print(f"  {name}: {done['action']}{verified}", markup=False, soft_wrap=True)
-    console.print(f"{out}: mended", markup=False, soft_wrap=True)
+        print(harmless(f"  {name}: {done['action']}{verified}"))
+    print(f"{out}: mended")
     for span in spans:
-        console.print(f"  in vLLM {span.sentence}", markup=False, soft_wrap=True)
+        print(harmless(f"  in vLLM {span.sentence}"))
 
 
 def _works(found: Sequence[Verdict]) -> bool:
@@ -98,4 +97,4 @@ def _say_nothing_to_do(source: Path, spans: Sequence[Range], *, as_json: bool) -
         return
     print(f"{source}: nothing to mend; nothing was written")
     for span in spans:
-        print(f"  in vLLM {span.sentence}")
+        print(harmless(f"  in vLLM {span.sentence}"))

@@ -91,7 +91,7 @@ def load(file: Path) -> Contract:
     try:
         content = json.loads(file.read_bytes())
         return _contract(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"{file}: is no contract: {error}", mend="`qvlfp8 contract record` makes it anew"
         ) from None

@@ -48,8 +48,8 @@ _LAYER = "model.layers.{}"
 _BLOCK = "visual.blocks.{}"
 
 Beyond = Literal["", "?", "?part", "?leaf"]
-"""Unknown words of a name: none, some, some with a word that loaders rename (``k_proj``), or some that begin
-with a parameter's (``weight``), below which nothing can be."""
+"""Unknown words of a name: none, some, some with a word that loaders rename (``k_proj``; it may be the
+name's last), or some that begin with a parameter's (``weight``), below which nothing can be."""
 
 _PART = re.compile(r"q_proj|k_proj|v_proj|gate_proj|up_proj")
 
@@ -231,9 +231,9 @@ def _located(name: str) -> Place:
     index = None
     if "{}" in module:
         index = int(published[len(module.partition("{}")[0]) :].partition(".")[0])
-    unknown = ".".join(words[length:-1])
-    part = not module.startswith("visual") and _PART.search(unknown)
-    beyond: Beyond = "" if not unknown else "?part" if part else "?"
-    if words[length] in _PARAMETERS and unknown and not part:
-        beyond = "?leaf"
+    beyond: Beyond = ""
+    if not module.startswith("visual") and _PART.search(".".join(words[length:])):
+        beyond = "?part"
+    elif len(words) - length > 1:
+        beyond = "?leaf" if words[length] in _PARAMETERS else "?"
     return Place(spelling=spelling, module=module, beyond=beyond, leaf=leaf, index=index)

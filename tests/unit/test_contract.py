@@ -28,7 +28,7 @@ from qvlfp8.contract.shapes import RIGHT, different, relation
 from qvlfp8.contract.subject import subject
 from qvlfp8.contract.verdict import merged, verdicts
 from qvlfp8.engine import Batch, Job
-from qvlfp8.errors import WorkerError
+from qvlfp8.errors import FileFormatError, WorkerError
 from qvlfp8.locks import find_lock
 from qvlfp8.project import Project
 from qvlfp8.worker.contract import OBSERVED, write_checkpoint
@@ -232,6 +232,10 @@ def test_like_layers_are_one(tmp_path: Path) -> None:
     assert (asked.layers, asked.blocks) == ((0,), (0,))
     # In names' order: what stands for layers 0 to 3 is read when the first of them is.
     assert [entry.order for entry in asked.entries] == sorted(entry.order for entry in asked.entries)
+    (up,) = (entry for entry in asked.entries if entry.name == "model.layers.0.mlp.up_proj.weight")
+    names = sorted(checkpoint.read(tmp_path / "a").tensors)
+    assert names[up.order] == up.name
+    assert names[up.last] == "model.layers.3.mlp.up_proj.weight"
 
 
 def test_a_layer_that_differs_stands_for_itself(tmp_path: Path) -> None:
@@ -351,13 +355,13 @@ def test_how_vllm_raised_is_kept_without_names() -> None:
 # --- recording ----------------------------------------------------------------------------------
 
 
-def recorded(tmp_path: Path, result: dict[str, Any] | None) -> Contract:
+def recorded(tmp_path: Path, result: dict[str, Any] | None, count: int | None = None) -> Contract:
     project = open_project(tmp_path)
     environment = project.matrix.file.serve[0]
 
     def script(job: Job, _batch: Batch) -> dict[str, Any] | None:
         if result is not None:
-            lines = [json.dumps({"exception": ERROR, "refused": []})] * len(probes())
+            lines = [json.dumps({**UNLOADED, "exception": ERROR})] * (count or len(probes()))
             (job.out / OBSERVED).write_text("\n".join(lines))
         return result
 
@@ -367,7 +371,8 @@ def recorded(tmp_path: Path, result: dict[str, Any] | None) -> Contract:
     return recording.record(environment, lock, FakeEngine(script), work, lambda _done, _total: None)
 
 
-ERROR = {"type": "ValueError", "message": "no", "origin": "checkpoint", "tensor": None}
+UNLOADED = {"stage_reached": "load", "refused": [], "fp8_tensors": 0, "exclusions": [], "runner": "generate"}
+ERROR = {"type": "ValueError", "message": "no", "where": "a line", "origin": "checkpoint", "tensor": None}
 
 
 def test_an_environment_that_cannot_judge_records_nothing(tmp_path: Path) -> None:
@@ -389,6 +394,24 @@ def test_a_vllm_that_refuses_the_right_bases_has_no_contract(tmp_path: Path) -> 
     }  # fmt: skip
     with pytest.raises(WorkerError, match="the base 'fp8' is not loaded"):
         recorded(tmp_path, result)
+
+
+def test_a_contract_that_is_not_what_vllm_did_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {"model_class": {"prefixes": PREFIXES, "packed": PACKED}}
+    result = {"outcome": "done", "failure": None, "environment": {"transformers": "4"}, "measured": measured}
+    monkeypatch.setattr(recording, "probes", lambda: probes()[:20])
+    monkeypatch.setattr(recording, "condense", lambda *_args, **_names: load_all()[-1])
+    with pytest.raises(WorkerError, match="does not say what vLLM did with"):
+        recorded(tmp_path, result, 20)
+
+
+@pytest.mark.parametrize("content", ["[", "{}", "[1]"])
+def test_what_is_no_contract_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "vllm-9.json").write_text(content)
+    with pytest.raises(FileFormatError, match="is no contract"):
+        load(tmp_path / "vllm-9.json")
 
 
 def test_an_environment_that_is_none_is_said() -> None:

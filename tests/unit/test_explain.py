@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import struct
@@ -219,3 +220,19 @@ def test_headers_alone_are_read(tmp_path: Path) -> None:
         stream.seek(largest.start)
         stream.write(bytes(largest.nbytes))
     assert explained(folder, code=0)["works"]
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_checkpoint_cannot_speak_to_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    folder = portable(tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["producer"] = {"name": "modelopt", "version": "0.1\x1b]0;owned\x07"}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("TERM", "dumb")
+    screen = type("Screen", (io.StringIO,), {"isatty": lambda _self: seen})
+    monkeypatch.setattr(io, "StringIO", screen)
+    done = qvlfp8("explain", str(folder))
+    assert r"0.1\x1b]0;owned\x07" in done.stdout
+    assert "\x1b" not in done.stdout
