@@ -36,9 +36,9 @@ MAX_HEADER_BYTES = 16_000_000
 """Most bytes of all headers of a checkpoint. The format allows 100 MB a file (``MAX_HEADER_SIZE``), for which
 Python needs 8 s and 1 GB; a 72B model in FP8 has 0.5 MB."""
 
-MAX_HEADER_VALUES = 400_000
+MAX_HEADER_VALUES = 300_000
 """Most JSON values of all headers of a checkpoint. A tensor has 10, and one for each dimension: 72B in FP8
-have 40,000; 35,000 tensors fit, which is what can be read and judged within a second."""
+have 40,000; 26,000 tensors fit, which is what can be read and judged within a second."""
 
 MAX_DIMENSIONS = 64
 """Most dimensions of a tensor: NumPy's limit, and PyTorch's; the models here have up to five."""
