@@ -15,7 +15,7 @@ from qvlfp8.contract.predict import predict
 from qvlfp8.contract.probes import Probe
 from qvlfp8.contract.subject import subject
 from qvlfp8.findings import diagnose_preflight
-from qvlfp8.worker.contract import write_checkpoint
+from qvlfp8.worker.contract import changed, write_checkpoint
 
 __all__ = ["unlike"]
 
@@ -23,16 +23,14 @@ __all__ = ["unlike"]
 def unlike(
     asked: Sequence[Probe], observed: Sequence[Mapping[str, Any]], contract: Contract
 ) -> Iterator[str]:
-    """The probes of which the static answer names other findings than preflight; not those left unjudged.
+    """Say of which probes the static answer names other findings than preflight did.
 
-    ``observed`` answers ``asked`` one to one.
+    ``observed`` answers ``asked`` one to one. Probes of which nothing was recorded are passed over.
     """
     for probe, measured in zip(asked, observed, strict=True):
-        base = BASES[probe.base]
-        tensors = {name: header for name, header in base.tensors.items() if name not in probe.drop}
         with tempfile.TemporaryDirectory(prefix="qvlfp8-") as folder:
             made = Path(folder) / "probe"
-            write_checkpoint(made, {**base.files, **probe.files}, {**tensors, **probe.put})
+            write_checkpoint(made, *changed(BASES[probe.base].as_json, probe.as_json))
             shown = subject(checkpoint.read(made))
         seen = sorted({finding.id for finding in diagnose_preflight(measured)})
         try:

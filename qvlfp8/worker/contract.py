@@ -22,7 +22,7 @@ from qvlfp8.tensorfile import BITS
 from qvlfp8.worker import preflight, vllm_patches
 from qvlfp8.worker.protocol import Refused
 
-__all__ = ["OBSERVED", "examine", "prepare", "run", "write_checkpoint", "write_headers"]
+__all__ = ["OBSERVED", "changed", "examine", "prepare", "run", "write_checkpoint", "write_headers"]
 
 OBSERVED = "observed.jsonl"
 """In the job's folder: one line a case, in their order."""
@@ -52,13 +52,9 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="contract-") as scratch,
     ):
         for case in _cases(Path(params["cases"])):
-            base = bases[case["base"]]
-            tensors = {**base["tensors"], **case.get("put", {})}
-            for name in case.get("drop", ()):
-                del tensors[name]
             # A folder of its own: vLLM from 0.30 on remembers by path what a checkpoint holds.
             folder = Path(scratch) / str(count)
-            write_checkpoint(folder, {**base["files"], **case.get("files", {})}, tensors)
+            write_checkpoint(folder, *changed(bases[case["base"]], case))
             stream.write(json.dumps(examine(folder, architectures), separators=(",", ":")) + "\n")
             stream.flush()
             shutil.rmtree(folder)
@@ -70,6 +66,14 @@ def _cases(file: Path) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8") as stream:
         for line in stream:
             yield json.loads(line)
+
+
+def changed(base: Mapping[str, Any], case: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Header]]:
+    """The files and tensors of a base after a case's changes; both as :func:`run` says."""
+    tensors = {**base["tensors"], **case.get("put", {})}
+    for name in case.get("drop", ()):
+        del tensors[name]
+    return {**base["files"], **case.get("files", {})}, tensors
 
 
 def examine(folder: Path, architectures: Sequence[Any] | None = None) -> dict[str, Any]:

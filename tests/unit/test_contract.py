@@ -31,7 +31,7 @@ from qvlfp8.engine import Batch, Job
 from qvlfp8.errors import FileFormatError, WorkerError
 from qvlfp8.locks import find_lock
 from qvlfp8.project import Project
-from qvlfp8.worker.contract import OBSERVED, write_checkpoint
+from qvlfp8.worker.contract import OBSERVED, changed, write_checkpoint
 from tests.contract_found import DATA, FOUND
 from tests.unit.factory import open_project
 from tests.unit.test_cli import fails, qvlfp8
@@ -295,9 +295,7 @@ def test_a_contract_that_says_otherwise_than_vllm_did_is_told_of(tmp_path: Path)
     asked = [probe for probe in probes() if probe.key[:2] in {("drop", "fp8"), ("retyped", "fp8")}][::9]
     seen = []
     for number, probe in enumerate(asked):
-        base = BASES[probe.base]
-        tensors = {name: header for name, header in base.tensors.items() if name not in probe.drop}
-        write_checkpoint(tmp_path / str(number), base.files, {**tensors, **probe.put})
+        write_checkpoint(tmp_path / str(number), *changed(BASES[probe.base].as_json, probe.as_json))
         seen.append(replay(subject(checkpoint.read(tmp_path / str(number))), contract))
     assert list(unlike(asked, seen, contract)) == []
     seen[1] = seen[1] | {"dropped": ["visual.strange"]}
