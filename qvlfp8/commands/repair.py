@@ -18,7 +18,7 @@ from qvlfp8.errors import CheckpointError, RepairError, UnknownModelError, Usage
 from qvlfp8.mending import Link, carry_out
 from qvlfp8.quantization import UnknownQuantization
 from qvlfp8.structure import UnknownModel
-from qvlfp8.untrusted import collection_paused, harmless, printable
+from qvlfp8.untrusted import collection_paused, printable
 
 
 def run_repair(
@@ -76,15 +76,16 @@ def run_repair(
     if as_json:
         print(json.dumps({**report, "vllm": [span.as_json for span in spans]}, indent=1))
         return
+    console = Console(highlight=False)
     for change in planned.changes:
-        print(harmless(f"  {change}"))
+        console.print(f"  {change}", markup=False, soft_wrap=True)
     for name, done in report["weights"].items():
         digest = done.get("sha256_of_kept") or done.get("sha256")
         verified = f", bytes verified: sha256 {digest}" if digest else ""
-        print(harmless(f"  {name}: {done['action']}{verified}"))
-    print(f"{out}: mended")
+        console.print(f"  {name}: {done['action']}{verified}", markup=False, soft_wrap=True)
+    console.print(f"{out}: mended", markup=False, soft_wrap=True)
     for span in spans:
-        print(harmless(f"  in vLLM {span.sentence}"))
+        console.print(f"  in vLLM {span.sentence}", markup=False, soft_wrap=True)
 
 
 def _works(found: Sequence[Verdict]) -> bool:
@@ -97,4 +98,4 @@ def _say_nothing_to_do(source: Path, spans: Sequence[Range], *, as_json: bool) -
         return
     print(f"{source}: nothing to mend; nothing was written")
     for span in spans:
-        print(harmless(f"  in vLLM {span.sentence}"))
+        print(f"  in vLLM {span.sentence}")

@@ -233,6 +233,14 @@ def test_what_a_copy_cannot_mend_is_refused(tmp_path: Path, edit: Any, says: str
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_changed_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    source = naive(tmp_path / "in", (*VLM_EXCLUSIONS, "visual.\x1b]0;owned\x07"))
+    done = qvlfp8("repair", str(source), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert r"visual.\x1b]0;owned\x07" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
 def test_a_link_out_of_the_folder_is_refused_and_one_into_the_hub_cache_is_not(tmp_path: Path) -> None:
     source = naive(tmp_path / "in")
     (tmp_path / "secret").write_text("mine")
