@@ -41,6 +41,16 @@ def _inline(**changed: Any) -> dict[str, Any]:
     return {name: value for name, value in (whole | changed).items() if value is not None}
 
 
+def _without_numbers() -> dict[str, Any]:
+    """config.json as transformers 4 writes it: ``text_config`` has the images' tokens as null."""
+    form = next(
+        form for form in forms.all_configs() if form.text_rope == "transformers-4" and form.text_architectures
+    )
+    whole = form.render()
+    whole["text_config"] |= {"image_token_id": None, "video_token_id": None}
+    return whole | {"quantization_config": forms.plain(("lm_head",))}
+
+
 FOUND: Mapping[str, Made] = {
     "a tensor with a module's own name": _made("fp8", put={"model.layers.1.self_attn.k_proj": VECTOR}),
     "lm_head is not excluded, and BF16": _made("fp8", exclusions=()),
@@ -68,6 +78,7 @@ FOUND: Mapping[str, Made] = {
     "a choice of layers": _made("fp8", exclusions=("lm_head", "visual", "*layers.[01].mlp.down_proj")),
     "a KV cache scale of a layer's own": _made("fp8", put={"model.layers.0.self_attn.attn.k_scale": SCALAR}),
     "a part at the end of another's name": _made("fp8", put={"model.layers.0.mlp.down_proj.q_proj": VECTOR}),
+    "a text that has no image's token": _made("fp8", files={"config.json": _without_numbers()}),
     "a scale below a parameter": _made(
         "fp8",
         put={

@@ -130,7 +130,10 @@ _SHOWN: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields whose value decides whether vLLM builds the model: what is there must be one of these."""
 
-_NUMBERS = ("rms_norm_eps", "rope_theta", "max_position_embeddings", "image_token_id", "video_token_id")
+_NOT_OF_TEXT = ("image_token_id", "video_token_id")
+"""What transformers 4 writes into ``text_config`` as null; the numbers stand outside."""
+
+_NUMBERS = ("rms_norm_eps", "rope_theta", "max_position_embeddings", *_NOT_OF_TEXT)
 
 
 def odd_field(whole: Mapping[str, Any]) -> str | None:
@@ -138,13 +141,9 @@ def odd_field(whole: Mapping[str, Any]) -> str | None:
     text, vision = whole.get("text_config") or whole, whole.get("vision_config") or {}
     if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
         return "text_config"
-    for section in (whole, text, vision):
-        for name, shown in _SHOWN.items():
-            if section.get(name, shown[0]) not in shown:
-                return name
-        for name in _NUMBERS:
-            if isinstance(section.get(name, 1), bool) or not isinstance(section.get(name, 1), int | float):
-                return name
+    for section, nulls in ((whole, ()), (text, _NOT_OF_TEXT), (vision, ())):
+        if (name := _odd_value(section, nulls)) is not None:
+            return name
     for name in ("compression_config", "quantization"):
         if name in whole:
             return name
@@ -158,6 +157,20 @@ def odd_field(whole: Mapping[str, Any]) -> str | None:
     if layers != ["full_attention"] * text.get("num_hidden_layers", len(layers)):
         return "layer_types"
     return _odd_size(text, vision)
+
+
+def _odd_value(section: Mapping[str, Any], nulls: Sequence[str]) -> str | None:
+    """A field of one section whose value was not shown; those of ``nulls`` may be null."""
+    for name, shown in _SHOWN.items():
+        if section.get(name, shown[0]) not in shown:
+            return name
+    for name in _NUMBERS:
+        value = section.get(name, 1)
+        if name in nulls and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return name
+    return None
 
 
 def _odd_size(text: Mapping[str, Any], vision: Mapping[str, Any]) -> str | None:

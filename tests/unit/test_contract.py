@@ -24,6 +24,7 @@ from qvlfp8.contract.faithful import unlike
 from qvlfp8.contract.names import MODULES, collapse, locate, spell
 from qvlfp8.contract.predict import predict, replay
 from qvlfp8.contract.probes import probes
+from qvlfp8.contract.samples import Sample, samples
 from qvlfp8.contract.shapes import RIGHT, different, relation
 from qvlfp8.contract.subject import subject
 from qvlfp8.contract.verdict import merged, verdicts
@@ -172,6 +173,7 @@ ODD: dict[str, dict[str, Any]] = {
     "use_sliding_window": {"use_sliding_window": True},
     "rms_norm_eps": {"rms_norm_eps": "1e-6"},
     "image_token_id": {"image_token_id": True},
+    "video_token_id": {"video_token_id": None},
     "compression_config": {"compression_config": {}},
     "architectures": {"architectures": []},
     "text_config": {"text_config": 3},
@@ -186,6 +188,15 @@ ODD: dict[str, dict[str, Any]] = {
 def test_a_field_that_no_probe_has_so_is_not_judged(field: str) -> None:
     assert forms.odd_field(config()) is None
     assert forms.odd_field(config() | ODD[field]) == field
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [s for s in samples() if s.name.startswith("modelopt-") and s.family == "qwen2_5_vl"],
+    ids=lambda s: s.name,
+)
+def test_what_modelopt_writes_is_not_odd(sample: Sample) -> None:
+    assert forms.odd_field(sample.files()["config.json"]) is None
 
 
 def test_an_odd_field_leaves_every_verdict_unknown(tmp_path: Path) -> None:
