@@ -106,6 +106,8 @@ class CellRow(Strict):
     models: Globs
     serve: Globs
     variants: Globs = PLAIN.id
+    default: bool = True
+    """Whether its cells may belong to the default slice: those of default environments and models do."""
 
 
 class Exclusion(Strict):
@@ -152,6 +154,8 @@ class Cell(Strict):
     model: Model
     serve: ServeEnvironment
     variant: Variant = PLAIN
+    by_default: bool = True
+    """Whether its row lets it belong to the default slice."""
 
     @cached_property
     def checkpoint(self) -> str:
@@ -191,7 +195,7 @@ class Cell(Strict):
     @property
     def default(self) -> bool:
         """Whether the cell belongs to the slice that runs when nothing is asked for."""
-        plain = self.variant.id == PLAIN.id
+        plain = self.by_default and self.variant.id == PLAIN.id
         return plain and self.quantize.default and self.model.default and self.serve.default
 
 

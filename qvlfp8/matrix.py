@@ -204,7 +204,14 @@ def _cells_of(
         (e for e in file.serve if e.id in serve_ids),
         (v for v in file.variants if v.id in variant_ids),
     ):
-        yield Cell(recipe=recipe, quantize=quantize, model=model, serve=serve, variant=variant)
+        yield Cell(
+            recipe=recipe,
+            quantize=quantize,
+            model=model,
+            serve=serve,
+            variant=variant,
+            by_default=row.default,
+        )
 
 
 def _names_nothing(document: Document, where: Location, glob: str, known: Iterable[str]) -> Exception:

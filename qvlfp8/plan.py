@@ -160,14 +160,13 @@ class _Planner:
         return known or self._quantized.setdefault(cell.checkpoint, self._quantize(cell))
 
     def _quantize(self, cell: Cell) -> Step:
-        recipe = cell.recipe.model_dump(mode="json", exclude={"description", "link"})
         return self._add(
             "quantize",
             cell.checkpoint,
             inputs={"worker": source.of_worker("quantize"), "judgement": source.of_judgement()},
             needs=(self.build(cell.quantize), self.model(cell.model)),
             environment=cell.quantize,
-            params={"recipe": recipe, "seed": cell.recipe.calibration.seed},
+            params={"recipe": cell.recipe.meaning, "seed": cell.recipe.calibration.seed},
         )
 
     def inspect(self, cell: Cell) -> Step:

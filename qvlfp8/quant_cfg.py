@@ -19,15 +19,35 @@ from typing import Any, Literal, TypedDict
 
 Part = Literal["language_model", "vision"]
 PARTS: tuple[Part, ...] = ("language_model", "vision")
+Scope = Literal["language_model", "vision", "vision_attention"]
+SCOPES: tuple[Scope, ...] = ("language_model", "vision", "vision_attention")
 
 OLDEST = (0, 33)
 """First ModelOpt release whose configuration is known here; it has read mappings ever since."""
+
+FIRST_WITH_CAST = (0, 43)
+"""First ModelOpt release that knows ``use_constant_amax``."""
 
 FIRST_WITH_LISTS = (0, 44)
 """First ModelOpt release that takes a list (``QuantizerCfgEntry`` in its ``config.py``)."""
 
 FP8: Mapping[str, object] = MappingProxyType({"num_bits": (4, 3), "axis": None})
 """E4M3 with one scale a tensor: what ModelOpt's own ``FP8_DEFAULT_CFG`` and ``FP8_KV_CFG`` set."""
+
+FP8_CAST: Mapping[str, object] = MappingProxyType({**FP8, "use_constant_amax": True})
+"""E4M3 over its own range, whatever the values are: nothing is measured, no scale is written."""
+
+NVFP4: Mapping[str, object] = MappingProxyType(
+    {
+        "num_bits": (2, 1),
+        "axis": None,
+        "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
+    }
+)
+"""E2M1 with an E4M3 scale for each 16 values, and one for those: ModelOpt's ``NVFP4_DEFAULT_CFG``."""
+
+_LINEAR_FORMATS: Mapping[str, Mapping[str, object]] = MappingProxyType({"fp8": FP8, "nvfp4": NVFP4})
+_KV_FORMATS: Mapping[str, Mapping[str, object]] = MappingProxyType({"fp8": FP8, "fp8-cast": FP8_CAST})
 
 LINEAR = "nn.Linear"
 """ModelOpt's name for ``torch.nn.Linear``, by which both forms can restrict a pattern."""
@@ -36,14 +56,14 @@ LINEAR = "nn.Linear"
 class KvCache(TypedDict):
     """``attention`` names the parts whose keys and values are quantized; empty for none."""
 
-    format: Literal["fp8", "none"]
+    format: Literal["none", "fp8", "fp8-cast"]
     attention: Sequence[Part]
 
 
 class Calibration(TypedDict):
     """``samples`` counts conversations; with ``image+text`` each of them shows pictures."""
 
-    modality: Literal["text", "image+text"]
+    modality: Literal["none", "text", "image+text"]
     samples: int
     seed: int
 
@@ -52,14 +72,12 @@ class Recipe(TypedDict):
     """A recipe file as a worker receives it: plain JSON values, already validated, plus its id."""
 
     id: str
-    description: str
-    scope: Sequence[Part]
-    format: Literal["fp8"]
+    scope: Sequence[Scope]
+    format: Literal["fp8", "nvfp4", "fp8-dynamic"]
     kv_cache: KvCache
     calibration: Calibration
-    exporter: Literal["modelopt-hf"]
+    exporter: Literal["modelopt-hf", "llmcompressor"]
     exclusions: Literal["as-exported", "portable"]
-    link: str
 
 
 class NotExpressibleError(ValueError):
@@ -68,13 +86,13 @@ class NotExpressibleError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Switches quantizers on, in FP8, or off: those whose full dotted name matches ``pattern``.
+    """Switches quantizers on, with ``attributes``, or off: those whose full dotted name matches ``pattern``.
 
     Patterns are those of :mod:`fnmatch`. With ``linear`` only quantizers of linear layers count.
     """
 
     pattern: str
-    on: bool
+    attributes: Mapping[str, object] | None = None
     linear: bool = False
 
 
@@ -95,40 +113,50 @@ def release(modelopt: str) -> tuple[int, int]:
     return number
 
 
-def rules(recipe: Recipe, prefixes: Mapping[Part, str]) -> list[Rule]:
+def rules(recipe: Recipe, modelopt: str, places: Mapping[Scope, str]) -> list[Rule]:
     """Say the recipe in rules, of which the last that applies to a quantizer decides.
 
     Args:
         recipe: what to quantize.
-        prefixes: dotted name of each part in the loaded model, ending in a dot, such as
-            ``model.visual.``. Patterns are anchored there: none can match elsewhere by accident.
+        modelopt: version of the ModelOpt that will read it.
+        places: where each part of the loaded model is: the beginning of its modules' dotted names, a
+            dot at its end (``model.visual.``), as a pattern of :mod:`fnmatch`
+            (``model.visual.blocks.*.attn.``). None can match elsewhere by accident.
 
     Raises:
-        NotExpressibleError: another format than FP8, a part that the model does not have, or a
-            ``kv_cache`` that contradicts itself.
+        NotExpressibleError: a format that ModelOpt, or this ModelOpt, does not have, a part that the
+            model does not have, or a ``kv_cache`` that contradicts itself.
     """
     kv = recipe["kv_cache"]
-    if recipe["format"] != "fp8":
-        raise NotExpressibleError(f"format {recipe['format']!r} is not supported; only fp8 is")
-    if kv["format"] != ("fp8" if kv["attention"] else "none"):
+    if recipe["format"] not in _LINEAR_FORMATS:
+        raise NotExpressibleError(f"format {recipe['format']!r} is none of ModelOpt's")
+    if (kv["format"] == "none") != (not kv["attention"]):
         raise NotExpressibleError(
             f"kv_cache.format is {kv['format']!r} and kv_cache.attention {list(kv['attention'])}; "
-            "name parts with fp8, and none without"
+            "name parts with a format, and none without"
         )
-    if absent := sorted({*recipe["scope"], *kv["attention"]} - set(prefixes)):
+    if kv["format"] == "fp8-cast" and release(modelopt) < FIRST_WITH_CAST:
+        raise NotExpressibleError(
+            f"ModelOpt {modelopt} measures keys and values; fp8-cast needs 0.43 or later"
+        )
+    if absent := sorted({*recipe["scope"], *kv["attention"]} - set(places)):
         raise NotExpressibleError(f"the model has no part {' and no part '.join(absent)}")
     linear = [
-        Rule(pattern=f"{prefixes[part]}*{kind}_quantizer", on=True, linear=True)
-        for part in PARTS
-        if part in recipe["scope"]
+        Rule(
+            pattern=f"{places[scope]}*{kind}_quantizer",
+            attributes=_LINEAR_FORMATS[recipe["format"]],
+            linear=True,
+        )
+        for scope in SCOPES
+        if scope in recipe["scope"]
         for kind in ("weight", "input")
     ]
     key_value = [
-        Rule(pattern=f"{prefixes[part]}*[kv]_bmm_quantizer", on=True)
+        Rule(pattern=f"{places[part]}*[kv]_bmm_quantizer", attributes=_KV_FORMATS[kv["format"]])
         for part in PARTS
         if part in kv["attention"]
     ]
-    return [Rule(pattern="*", on=False), *linear, *key_value]
+    return [Rule(pattern="*"), *linear, *key_value]
 
 
 def as_mapping(chosen: Sequence[Rule]) -> dict[str, dict[str, Any]]:
@@ -137,31 +165,25 @@ def as_mapping(chosen: Sequence[Rule]) -> dict[str, dict[str, Any]]:
     for rule in chosen:
         place = mapping.setdefault(LINEAR, {}) if rule.linear else mapping
         key = "default" if rule.pattern == "*" and not rule.linear else rule.pattern
-        place[key] = {**FP8, "enable": True} if rule.on else {"enable": False}
+        place[key] = {"enable": False} if rule.attributes is None else {**rule.attributes, "enable": True}
     return mapping
 
 
 def as_entries(chosen: Sequence[Rule]) -> list[dict[str, Any]]:
     """Write rules as ModelOpt from 0.44 on reads them."""
     return [
-        {"quantizer_name": rule.pattern, "enable": rule.on}
-        | ({"cfg": dict(FP8)} if rule.on else {})
+        {"quantizer_name": rule.pattern, "enable": rule.attributes is not None}
+        | ({} if rule.attributes is None else {"cfg": dict(rule.attributes)})
         | ({"parent_class": LINEAR} if rule.linear else {})
         for rule in chosen
     ]
 
 
-def quant_cfg(recipe: Recipe, modelopt: str, prefixes: Mapping[Part, str]) -> dict[str, Any]:
+def quant_cfg(recipe: Recipe, modelopt: str, places: Mapping[Scope, str]) -> dict[str, Any]:
     """Make the argument of ``modelopt.torch.quantization.quantize`` that means the recipe.
 
-    Args:
-        recipe: what to quantize.
-        modelopt: version of the ModelOpt that will read it.
-        prefixes: as for :func:`rules`.
-
-    Raises:
-        NotExpressibleError: as for :func:`rules` and :func:`release`.
+    Args and errors are those of :func:`rules` and :func:`release`.
     """
-    chosen = rules(recipe, prefixes)
+    chosen = rules(recipe, modelopt, places)
     written = as_entries(chosen) if release(modelopt) >= FIRST_WITH_LISTS else as_mapping(chosen)
     return {"quant_cfg": written, "algorithm": "max"}

@@ -28,7 +28,7 @@ from qvlfp8.hub import downloaded
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock, read_lock
 from qvlfp8.project import Project
-from qvlfp8.recipe import Recipe
+from qvlfp8.recipe import Recipe, find_recipe
 from qvlfp8.results import Fault, Record, RecordedStage
 from qvlfp8.run import Progress, this_host
 from qvlfp8.store import LOG, Store, writing
@@ -65,12 +65,13 @@ def prepare(project: Project, recipe: str, model: str, out: Path, environment: s
         LockError: the environment's lock cannot be used.
     """
     recipes = project.matrix.recipes
-    if recipe not in recipes:
+    found = find_recipe(recipes, recipe)
+    if found is None:
         raise UsageError(f"no recipe {recipe!r}", mend=f"name one of {', '.join(recipes)}")
     chosen = _environment(project, environment)
     _check_free(out)
     return Request(
-        recipe=recipes[recipe],
+        recipe=found,
         model=_model(model),
         out=out.resolve(),
         environment=chosen,
@@ -170,7 +171,7 @@ def _make(
     request: Request, engine: Engine, partial: Path, *, time_limit_s: float, progress: Progress
 ) -> Record:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    recipe = request.recipe.model_dump(mode="json")
+    recipe = request.recipe.meaning
     params = {"model": request.model, "recipe": recipe, "seed": request.recipe.calibration.seed}
     made, verdict = _run_one(
         engine,

@@ -7,20 +7,14 @@ module types and positions, not from the patterns that ModelOpt was given.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from fnmatch import fnmatchcase
 from typing import Any
 
-from qvlfp8.quant_cfg import PARTS, Part, Recipe
+from qvlfp8.quant_cfg import PARTS, Part, Recipe, Scope
 from qvlfp8.worker.protocol import Refused
-
-_CLASSES: Mapping[str, Part] = MappingProxyType(
-    {
-        "Qwen2_5_VLTextModel": "language_model",
-        "Qwen2_5_VisionTransformerPretrainedModel": "vision",
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,49 +29,68 @@ class Audit:
     kv_attention: dict[Part, int]
 
 
-def part_prefixes(model: Any) -> dict[Part, str]:
-    """Find the dotted name of each part of a loaded model, a dot at its end (``model.visual.``).
+def places(model: Any) -> dict[Scope, str]:
+    """Find where each part of a loaded vision-language model is.
 
-    Found by class, because transformers 4.52 moved the names. Only before quantization: that
-    replaces classes.
+    The beginning of the dotted names of its modules, a dot at its end, as a pattern of :mod:`fnmatch`:
+    ``model.visual.``, ``model.visual.blocks.*.attn.``. By structure, because names differ between
+    families and releases of transformers: a part is the topmost module that was built from its part of
+    the configuration, and its attentions are what ModelOpt takes for one, classes called ``…Attention``.
+    Only before quantization: that replaces classes.
 
     Raises:
-        Refused: ``unknown-model`` if this transformers calls a part by a class not known here.
+        Refused: ``unknown-model`` if the model has no such part, or attentions in several kinds of places.
     """
-    found = {
-        _CLASSES[type(module).__name__]: f"{name}."
+    configs = {"language_model": model.config.text_config, "vision": model.config.vision_config}
+    found: dict[Scope, str] = {}
+    for part in PARTS:
+        built = [
+            name
+            for name, module in model.named_modules()
+            if type(getattr(module, "config", None)) is type(configs[part])
+        ]
+        if not built:
+            config = type(configs[part]).__name__
+            raise Refused(
+                "unknown-model",
+                f"no {part} in {type(model).__name__}: no module is built from a {config}",
+            )
+        found[part] = min(built, key=len) + "."
+    spelled = {
+        re.sub(r"\.\d+\.", ".*.", f"{name}.")
         for name, module in model.named_modules()
-        if type(module).__name__ in _CLASSES
+        if name.startswith(found["vision"]) and type(module).__name__.endswith("Attention")
     }
-    if absent := [part for part in PARTS if part not in found]:
+    if len(spelled) != 1:
         raise Refused(
             "unknown-model",
-            f"no {' and no '.join(absent)} in {type(model).__name__}: none of its modules is "
-            f"a {' or a '.join(_CLASSES)}",
+            f"the vision attention of {type(model).__name__} is in {len(spelled)} kinds of places: "
+            f"{', '.join(sorted(spelled)) or 'none'}",
         )
+    found["vision_attention"] = spelled.pop()
     return found
 
 
-def check(model: Any, recipe: Recipe, prefixes: Mapping[Part, str]) -> Audit:
+def check(model: Any, recipe: Recipe, places: Mapping[Scope, str]) -> Audit:
     """Compare the model's enabled and calibrated quantizers with the recipe.
 
     Args:
         model: the model after ``modelopt.torch.quantization.quantize``.
         recipe: what it was quantized by.
-        prefixes: from :func:`part_prefixes`.
+        places: from :func:`places`, of the model as it was before.
 
     Raises:
         Refused: ``recipe-matches-no-module`` if a part of the recipe has nothing to quantize,
             ``recipe-not-honoured`` if a quantizer is missing, uncalibrated, or one too many.
     """
-    linears = {part: _linears(model, prefixes[part]) for part in PARTS}
-    attentions = {part: _attentions(model, prefixes[part]) for part in PARTS}
+    linears = {scope: _linears(model, place) for scope, place in places.items()}
+    attentions = {part: _attentions(model, places[part]) for part in PARTS}
     _refuse_empty(recipe, recipe["scope"], linears, "linear layer")
     _refuse_empty(recipe, recipe["kv_cache"]["attention"], attentions, "attention")
     expected = {
         f"{name}.{kind}_quantizer"
-        for part in recipe["scope"]
-        for name in linears[part]
+        for scope in recipe["scope"]
+        for name in linears[scope]
         for kind in ("weight", "input")
     } | {
         f"{name}.{kind}_bmm_quantizer"
@@ -89,8 +102,11 @@ def check(model: Any, recipe: Recipe, prefixes: Mapping[Part, str]) -> Audit:
     _refuse_differences(recipe, expected, enabled, calibrated)
     return Audit(
         modules={
-            part: [sum(f"{name}.weight_quantizer" in calibrated for name in names), len(names)]
-            for part, names in linears.items()
+            part: [
+                sum(f"{name}.weight_quantizer" in calibrated for name in linears[part]),
+                len(linears[part]),
+            ]
+            for part in PARTS
         },
         kv_attention={
             part: sum(f"{name}.k_bmm_quantizer" in calibrated for name in names)
@@ -99,27 +115,27 @@ def check(model: Any, recipe: Recipe, prefixes: Mapping[Part, str]) -> Audit:
     )
 
 
-def _linears(model: Any, prefix: str) -> set[str]:
+def _linears(model: Any, place: str) -> set[str]:
     from torch import nn
 
     return {
         name
         for name, module in model.named_modules()
-        if name.startswith(prefix) and isinstance(module, nn.Linear)
+        if fnmatchcase(name, f"{place}*") and isinstance(module, nn.Linear)
     }
 
 
-def _attentions(model: Any, prefix: str) -> set[str]:
+def _attentions(model: Any, place: str) -> set[str]:
     """Modules to which ModelOpt attached quantizers for keys and values."""
     return {
         name
         for name, module in model.named_modules()
-        if name.startswith(prefix) and hasattr(module, "k_bmm_quantizer")
+        if fnmatchcase(name, f"{place}*") and hasattr(module, "k_bmm_quantizer")
     }
 
 
 def _quantizers(model: Any) -> tuple[set[str], set[str]]:
-    """Names of the enabled quantizers, and of those that calibration gave a usable maximum."""
+    """Names of the enabled quantizers, and of those that have a usable maximum: measured, or a constant."""
     import torch
     from modelopt.torch.quantization.nn import TensorQuantizer
 
@@ -128,12 +144,13 @@ def _quantizers(model: Any) -> tuple[set[str], set[str]]:
         if isinstance(module, TensorQuantizer) and module.is_enabled:
             enabled.add(name)
             amax = getattr(module, "_amax", None)
-            if amax is not None and bool((torch.isfinite(amax) & (amax > 0)).all()):
+            measured = amax is not None and bool((torch.isfinite(amax) & (amax > 0)).all())
+            if measured or getattr(module, "_use_constant_amax", False):
                 calibrated.add(name)
     return enabled, calibrated
 
 
-def _refuse_empty(recipe: Recipe, parts: Sequence[Part], found: Mapping[Part, set[str]], what: str) -> None:
+def _refuse_empty(recipe: Recipe, parts: Sequence[Scope], found: Mapping[Any, set[str]], what: str) -> None:
     if empty := [part for part in parts if not found[part]]:
         raise Refused(
             "recipe-matches-no-module",

@@ -20,6 +20,7 @@ from typing import Any
 from qvlfp8 import checkpoint, quantization, structure
 from qvlfp8.quant_cfg import NotExpressibleError, Recipe, quant_cfg
 from qvlfp8.worker import audit, calibration
+from qvlfp8.worker.modelopt_patches import pack_nvfp4_without_a_gpu
 from qvlfp8.worker.protocol import Refused
 
 CHECKPOINT = "checkpoint"
@@ -87,20 +88,22 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
     import torch
 
     recipe: Recipe = params["recipe"]
+    if recipe["format"] == "nvfp4":
+        pack_nvfp4_without_a_gpu()
     source = _source(params["model"])
     torch.manual_seed(params["seed"])
     seconds: dict[str, float] = {}
     with _clock(seconds, "load"):
         model = _load(source)
         samples = calibration.prepare_batches(source, model, recipe["calibration"])
-    prefixes = audit.part_prefixes(model)
+    places = audit.places(model)
     try:
-        config = quant_cfg(recipe, modelopt.__version__, prefixes)
+        config = quant_cfg(recipe, modelopt.__version__, places)
     except NotExpressibleError as error:
         raise Refused("recipe-not-expressible", f"recipe {recipe['id']}: {error}") from error
     with _clock(seconds, "quantize"):
         _quantize(model, config, samples)
-    found = audit.check(model, recipe, prefixes)
+    found = audit.check(model, recipe, places)
     with _clock(seconds, "export"):
         names = _export(model, source, out / CHECKPOINT, recipe)
     return {
@@ -116,7 +119,7 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if _device() == "cuda" else "cpu",
         "tensors": len(names),
         "stray_scales": [name for name in names if _is_stray(name)],
-        "quant_cfg": config,
+        "quant_cfg": _with_text_keys(config),
     }
 
 
@@ -228,6 +231,13 @@ def _respell(folder: Path) -> None:
     inline.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     spelled = quantization.portable(json.loads(separate.read_text(encoding="utf-8")))
     separate.write_text(json.dumps(spelled, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_text_keys(config: Any) -> Any:
+    """As JSON will hold it, where keys are text: ``block_sizes`` has numbers."""
+    if isinstance(config, dict):
+        return {str(key): _with_text_keys(value) for key, value in config.items()}
+    return [_with_text_keys(item) for item in config] if isinstance(config, list) else config
 
 
 def _is_stray(name: str) -> bool:

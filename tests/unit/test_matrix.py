@@ -7,6 +7,7 @@ import pytest
 from qvlfp8.cells import select
 from qvlfp8.errors import FileFormatError
 from qvlfp8.matrix import read_matrix
+from qvlfp8.recipe import find_recipe
 from tests.unit.factory import MATRIX, RECIPE, write_project
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +143,11 @@ def test_only_matches_whole_ids_and_single_parts(tmp_path: Path) -> None:
         ("scope: [language_model]", "scope: [vision, vision]", "names a part twice"),
         ("attention: [language_model]", "attention: []", "`attention` names parts exactly when"),
         ("modality: text", "modality: smell", "modality"),
+        ("modality: text", "modality: none, samples: 3", "`samples` is 0 exactly when"),
+        ("modality: text", "modality: text, samples: 0", "`samples` is 0 exactly when"),
+        ("scope: [language_model]", "scope: [vision, vision_attention]", "which holds vision_attention"),
+        ("format: fp8\nkv", "format: fp8-dynamic\nkv", "exactly when `exporter` is llmcompressor"),
+        ("exporter: modelopt-hf", "exporter: llmcompressor", "exactly when `exporter` is llmcompressor"),
         ("format: fp8\nkv", "format: fp9\nkv", "format"),
         ("description:", "id: x\ndescription:", "a recipe's id is its file name"),
         ("https://", "ftp://", "link"),
@@ -165,7 +171,49 @@ def test_the_shipped_matrix_keeps_its_promises() -> None:
     assert len(chosen) >= 6
     assert {serve[0], serve[-1]} <= chosen
     assert len({c.quantize.modelopt for c in default}) >= 2
-    assert {c.recipe.id for c in default} == set(matrix.recipes)
+    assert {c.recipe.id for c in matrix.cells} == set(matrix.recipes)
+    assert {"lm-fp8", "vlm-fp8", "vlm-fp8-naive"} <= {c.recipe.id for c in default}
+
+
+def test_a_row_can_keep_its_cells_out_of_the_default_slice(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    assert select(read_matrix(path).cells, only=(), everything=False)
+    text = path.read_text()
+    path.write_text(text.replace("  - {recipes:", "  - {default: false, recipes:"))
+    matrix = read_matrix(path)
+    assert path.read_text() != text
+    assert matrix.cells
+    assert not select(matrix.cells, only=(), everything=False)
+
+
+def test_the_first_row_that_names_a_cell_counts(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    text = path.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("  - {recipes:"))
+    quiet = row.replace("  - {recipes:", "  - {default: false, recipes:")
+    for rows, default in ((f"{row}\n{quiet}", True), (f"{quiet}\n{row}", False)):
+        path.write_text(text.replace(row, rows))
+        cells = read_matrix(path).cells
+        assert bool(select(cells, only=(), everything=False)) is default
+
+
+@pytest.mark.parametrize("alias", ["lm-fp8", "second", "other, other"])
+def test_two_recipes_cannot_share_a_name(tmp_path: Path, alias: str) -> None:
+    path = write_project(tmp_path)
+    (tmp_path / "recipes" / "second.yaml").write_text(RECIPE)
+    recipe = tmp_path / "recipes" / "lm-fp8.yaml"
+    recipe.write_text(RECIPE.replace("scope:", f"aliases: [{alias}]\nscope:", 1))
+    with pytest.raises(FileFormatError, match=r"lm-fp8\.yaml:\d+: .*is a name of .* already"):
+        read_matrix(path)
+
+
+def test_a_recipe_is_found_by_an_alias(tmp_path: Path) -> None:
+    recipes = read_matrix(ROOT / "matrix.yaml").recipes
+    found = find_recipe(recipes, "fp8_default-kv_fp8")
+    assert found is not None
+    assert found.id == "lm-fp8"
+    assert find_recipe(recipes, "lm-fp8") is found
+    assert find_recipe(recipes, "fp8") is None
 
 
 BOUNDS = """\

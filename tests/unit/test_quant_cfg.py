@@ -13,12 +13,21 @@ from qvlfp8.quant_cfg import (
     NotExpressibleError,
     Part,
     Recipe,
+    Scope,
     quant_cfg,
     release,
 )
 
-PREFIXES: dict[Part, str] = {"language_model": "model.language_model.", "vision": "model.visual."}
-OLD_PREFIXES: dict[Part, str] = {"language_model": "model.", "vision": "visual."}
+PLACES: dict[Scope, str] = {
+    "language_model": "model.language_model.",
+    "vision": "model.visual.",
+    "vision_attention": "model.visual.blocks.*.attn.",
+}
+OLD_PLACES: dict[Scope, str] = {
+    "language_model": "model.",
+    "vision": "visual.",
+    "vision_attention": "visual.blocks.*.attn.",
+}
 
 # (name below its part, kind of module); a quantizer's own name is appended.
 LANGUAGE_MODULES = (
@@ -31,6 +40,7 @@ VISION_MODULES = (
     ("patch_embed.proj", "nn.Conv3d"),
     ("blocks.0.attn", "attention"),
     ("blocks.3.attn.qkv", "nn.Linear"),
+    ("blocks.31.attn.proj", "nn.Linear"),
     ("blocks.3.mlp.gate_proj", "nn.Linear"),
     ("merger.mlp.2", "nn.Linear"),
 )
@@ -46,11 +56,11 @@ STRANGERS = (
 )
 
 
-def quantizers(prefixes: dict[Part, str]) -> list[tuple[str, str, Part | None, str]]:
+def quantizers(places: dict[Scope, str]) -> list[tuple[str, str, Part | None, str]]:
     """All quantizers of a model: full name, kind of module, part, and its own short name."""
     modules: list[tuple[str, str, Part | None]] = [(*stranger, None) for stranger in STRANGERS]
-    modules += [(prefixes["language_model"] + n, k, "language_model") for n, k in LANGUAGE_MODULES]
-    modules += [(prefixes["vision"] + n, k, "vision") for n, k in VISION_MODULES]
+    modules += [(places["language_model"] + n, k, "language_model") for n, k in LANGUAGE_MODULES]
+    modules += [(places["vision"] + n, k, "vision") for n, k in VISION_MODULES]
     return [
         (f"{name}.{short}_quantizer", kind, part, short)
         for name, kind, part in modules
@@ -88,67 +98,108 @@ def is_on(cfg: Any, name: str, kind: str) -> bool:
     return read_mapping(cfg, name, kind) if isinstance(cfg, dict) else read_entries(cfg, name, kind)
 
 
-def meant(recipe: Recipe, kind: str, part: Part | None, short: str) -> bool:
+def meant(recipe: Recipe, name: str, kind: str, part: Part | None, short: str) -> bool:
     """The recipe in words: linear layers of the scope, keys and values of the named attentions."""
     if kind == "nn.Linear":
-        return part in recipe["scope"] and short in {"weight", "input"}
+        attention = part == "vision" and ".attn." in name and "vision_attention" in recipe["scope"]
+        return (part in recipe["scope"] or attention) and short in {"weight", "input"}
     if kind == "attention":
         return part in recipe["kv_cache"]["attention"] and short in {"k_bmm", "v_bmm"}
     return False
 
 
-def make(scope: list[Part], attention: list[Part], **changes: Any) -> Recipe:
+def make(scope: list[Scope], attention: list[Part], kv: str = "fp8", **changes: Any) -> Recipe:
     recipe: dict[str, Any] = {
         "id": "made",
-        "description": "made for a test",
         "scope": scope,
         "format": "fp8",
-        "kv_cache": {"format": "fp8" if attention else "none", "attention": attention},
+        "kv_cache": {"format": kv if attention else "none", "attention": attention},
         "calibration": {"modality": "text", "samples": 8, "seed": 0},
         "exporter": "modelopt-hf",
-        "link": "https://example.org",
+        "exclusions": "as-exported",
     }
     return recipe | changes  # type: ignore[return-value]
 
 
-CHOICES: list[list[Part]] = [list(c) for size in (1, 2) for c in permutations(PARTS, size)]
-recipes = st.builds(make, st.sampled_from(CHOICES), st.sampled_from([[], *CHOICES]))
+KV_PARTS: list[list[Part]] = [list(c) for size in (1, 2) for c in permutations(PARTS, size)]
+CHOICES: list[list[Scope]] = [
+    ["language_model"],
+    ["vision"],
+    ["language_model", "vision"],
+    ["vision", "language_model"],
+    ["vision_attention"],
+    ["vision_attention", "language_model"],
+]
+recipes = st.builds(
+    make,
+    st.sampled_from(CHOICES),
+    st.sampled_from([[], *KV_PARTS]),
+    format=st.sampled_from(["fp8", "nvfp4"]),
+)
 versions = st.builds("0.{}.{}".format, st.integers(33, 120), st.integers(0, 9))
 
 
-@given(recipes, versions, st.sampled_from([PREFIXES, OLD_PREFIXES]))
+@given(recipes, versions, st.sampled_from([PLACES, OLD_PLACES]))
 def test_every_version_switches_on_exactly_what_the_recipe_names(
-    recipe: Recipe, version: str, prefixes: dict[Part, str]
+    recipe: Recipe, version: str, places: dict[Scope, str]
 ) -> None:
-    cfg = quant_cfg(recipe, version, prefixes)["quant_cfg"]
-    for name, kind, part, short in quantizers(prefixes):
-        if prefixes is OLD_PREFIXES and part is None:
+    cfg = quant_cfg(recipe, version, places)["quant_cfg"]
+    for name, kind, part, short in quantizers(places):
+        if places is OLD_PLACES and part is None:
             continue  # "model." held everything but the vision part and the head
-        assert is_on(cfg, name, kind) == meant(recipe, kind, part, short), name
+        assert is_on(cfg, name, kind) == meant(recipe, name, kind, part, short), name
+
+
+E4M3 = {"num_bits": (4, 3), "axis": None}
+NVFP4 = {
+    "num_bits": (2, 1),
+    "axis": None,
+    "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
+}
+
+
+def attributes_by_kind(written: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Of quantizers that are on: those of linear layers, and of keys and values."""
+    cfg = written["quant_cfg"]
+    if isinstance(cfg, dict):
+        linear = list(cfg.get("nn.Linear", {}).values())
+        other = [attributes for name, attributes in cfg.items() if name not in {"nn.Linear", "default"}]
+    else:
+        flat = [(entry, {"enable": entry["enable"]} | entry.get("cfg", {})) for entry in cfg[1:]]
+        linear = [attributes for entry, attributes in flat if "parent_class" in entry]
+        other = [attributes for entry, attributes in flat if "parent_class" not in entry]
+    return {"linear": linear, "kv": other}
 
 
 @given(recipes, versions)
-def test_all_that_is_on_is_e4m3_with_one_scale_a_tensor(recipe: Recipe, version: str) -> None:
-    written = quant_cfg(recipe, version, PREFIXES)
+def test_what_is_on_has_the_format_that_the_recipe_says(recipe: Recipe, version: str) -> None:
+    written = quant_cfg(recipe, version, PLACES)
     assert written["algorithm"] == "max"
-    cfg = written["quant_cfg"]
-    if isinstance(cfg, dict):
-        flat = [
-            *cfg.get("nn.Linear", {}).values(),
-            *(v for k, v in cfg.items() if k != "nn.Linear"),
-        ]
-    else:
-        flat = [{"enable": entry["enable"]} | entry.get("cfg", {}) for entry in cfg]
-    on = [attributes for attributes in flat if attributes["enable"]]
-    assert on
-    assert all(a == {"enable": True, "num_bits": (4, 3), "axis": None} for a in on)
+    found = attributes_by_kind(written)
+    wanted = E4M3 if recipe["format"] == "fp8" else NVFP4
+    assert found["linear"]
+    assert all(a == {"enable": True, **wanted} for a in found["linear"])
+    assert bool(found["kv"]) == bool(recipe["kv_cache"]["attention"])
+    assert all(a == {"enable": True, **E4M3} for a in found["kv"])
+
+
+def test_a_cast_of_keys_and_values_is_a_constant_range() -> None:
+    recipe = make(["language_model"], ["language_model"], kv="fp8-cast")
+    for version in ("0.43.0", "0.44.0", "0.47.0"):
+        found = attributes_by_kind(quant_cfg(recipe, version, PLACES))
+        assert found["kv"] == [{"enable": True, **E4M3, "use_constant_amax": True}]
+
+
+def test_a_modelopt_that_knows_no_constant_range_is_refused() -> None:
+    with pytest.raises(NotExpressibleError, match=r"fp8-cast needs 0\.43"):
+        quant_cfg(make(["language_model"], ["language_model"], kv="fp8-cast"), "0.42.0", PLACES)
 
 
 @given(recipes, versions)
 def test_order_of_parts_in_a_recipe_does_not_matter(recipe: Recipe, version: str) -> None:
-    kv = recipe["kv_cache"]
-    turned = make(list(recipe["scope"])[::-1], list(kv["attention"])[::-1])
-    assert quant_cfg(turned, version, PREFIXES) == quant_cfg(recipe, version, PREFIXES)
+    turned: Recipe = {**recipe, "scope": list(recipe["scope"])[::-1]}
+    turned["kv_cache"] = {**recipe["kv_cache"], "attention": list(recipe["kv_cache"]["attention"])[::-1]}
+    assert quant_cfg(turned, version, PLACES) == quant_cfg(recipe, version, PLACES)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +207,13 @@ def test_order_of_parts_in_a_recipe_does_not_matter(recipe: Recipe, version: str
     [("0.33.1", dict), ("0.43.0", dict), ("0.44.0", list), ("0.44.0rc1", list), ("1.0.0", list)],
 )
 def test_form_by_version(version: str, form: type) -> None:
-    assert isinstance(quant_cfg(make(["vision"], []), version, PREFIXES)["quant_cfg"], form)
+    assert isinstance(quant_cfg(make(["vision"], []), version, PLACES)["quant_cfg"], form)
 
 
 def test_the_catch_all_comes_first_in_both_forms() -> None:
     recipe = make(["vision", "language_model"], ["language_model"])
-    assert next(iter(quant_cfg(recipe, "0.41.0", PREFIXES)["quant_cfg"])) == "default"
-    first = quant_cfg(recipe, "0.47.0", PREFIXES)["quant_cfg"][0]
+    assert next(iter(quant_cfg(recipe, "0.41.0", PLACES)["quant_cfg"])) == "default"
+    first = quant_cfg(recipe, "0.47.0", PLACES)["quant_cfg"][0]
     assert first == {"quantizer_name": "*", "enable": False}
 
 
@@ -175,7 +226,7 @@ def test_unknown_versions_are_refused(version: str) -> None:
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        (make(["vision"], [], format="nvfp4"), "format 'nvfp4'"),
+        (make(["vision"], [], format="fp8-dynamic"), "format 'fp8-dynamic'"),
         (make(["vision"], [], kv_cache={"format": "fp8", "attention": []}), "kv_cache.format"),
         (
             make(["vision"], [], kv_cache={"format": "none", "attention": ["vision"]}),
@@ -185,11 +236,11 @@ def test_unknown_versions_are_refused(version: str) -> None:
 )
 def test_recipes_without_a_meaning_are_refused(recipe: Recipe, says: str) -> None:
     with pytest.raises(NotExpressibleError, match=says):
-        quant_cfg(recipe, "0.45.0", PREFIXES)
+        quant_cfg(recipe, "0.45.0", PLACES)
 
 
 def test_a_part_that_the_model_lacks_is_refused() -> None:
-    only: dict[Part, str] = {"language_model": "model."}
+    only: dict[Scope, str] = {"language_model": "model."}
     assert quant_cfg(make(["language_model"], []), "0.45.0", only)
     for recipe in (make(["vision"], []), make(["language_model"], ["vision"])):
         with pytest.raises(NotExpressibleError, match="no part vision"):
