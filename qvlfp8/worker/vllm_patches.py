@@ -167,6 +167,23 @@ def _offer_fp8_kv_cache() -> None:
     CPUAttentionBackend.supports_kv_cache_dtype = classmethod(lambda _cls, _dtype: True)
 
 
+def _allow_marlin_for_fp4() -> None:
+    from vllm.model_executor.layers.quantization.utils import marlin_utils_fp4
+
+    _require(marlin_utils_fp4, "is_fp4_marlin_supported")
+    marlin_utils_fp4.is_fp4_marlin_supported = lambda: True
+
+
+def _offer_marlin_for_nvfp4() -> None:
+    from vllm.model_executor.kernels import linear
+    from vllm.platforms import PlatformEnum
+
+    kernel = linear.MarlinNvFp4LinearKernel
+    _require(kernel, "is_supported")
+    kernel.is_supported = classmethod(lambda _cls, *_args: (True, None))
+    linear._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [kernel]
+
+
 def _inspect_in_process() -> None:
     from vllm.model_executor.models import registry
 
@@ -217,6 +234,18 @@ PATCHES: tuple[Patch, ...] = (
         versions=">=0.33",
         why="the CPU platform offers an FP8 KV cache only where compiled code reports support for it",
         apply=_offer_fp8_kv_cache,
+    ),
+    Patch(
+        id="allow-marlin-for-fp4",
+        versions=">=0.10,<0.20",
+        why="layers of NVFP4 ask for the kernel of the GPU while they are built; Marlin runs since Ampere",
+        apply=_allow_marlin_for_fp4,
+    ),
+    Patch(
+        id="offer-marlin-for-nvfp4",
+        versions=">=0.20",
+        why="as before 0.20; kernels are listed by platform, and on a CPU it is one that emulates",
+        apply=_offer_marlin_for_nvfp4,
     ),
     Patch(
         id="inspect-in-process",
