@@ -469,6 +469,18 @@ def results_report(
 
 
 @app.command()
+def recipes(
+    as_json: JsonOption = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/recipes.md.")] = False,
+    matrix_file: MatrixOption = MATRIX,
+) -> None:
+    """Say what each recipe quantizes, and under which names it is known."""
+    from qvlfp8.commands.recipes import show_recipes
+
+    show_recipes(matrix_file, as_json=as_json, as_markdown=as_markdown)
+
+
+@app.command()
 def findings(
     name: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="One finding's id [default: list them all].")
