@@ -2,7 +2,8 @@
 
 The forms were seen, not guessed: exports of ModelOpt 0.37 to 0.47 (FP8, NVFP4) in both files, and of
 llm-compressor 0.14 with compressed-tensors 0.19 (schemes FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, NVFP4A16).
-:mod:`qvlfp8.quantization` reads ModelOpt's FP8 for the workers; this reads more, for ``explain``.
+:mod:`qvlfp8.quantization` reads ModelOpt's FP8 for ``repair``; this reads more, for ``explain`` and
+``inspect``.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Declaration:
     targets: tuple[str, ...] = ()
     kv_cache: Literal["fp8"] | None = None
     group_size: int | None = None
+    strategy: str | None = None
+    """How far a weight's scale reaches, in compressed-tensors' word: ``tensor``, ``channel``, ``block``, …"""
 
     def quantizes(self) -> Matcher:
         """Give the function that says whether a linear module (canonical name) is declared quantized.
@@ -158,6 +161,7 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Declaration:
         targets=_names(group.get("targets"), "targets"),
         kv_cache=_kv_cache(config.get("kv_cache_scheme")),
         group_size=16 if bits == 4 else None,
+        strategy=_text(group["weights"].get("strategy")),
     )
 
 

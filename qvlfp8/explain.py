@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from qvlfp8 import conformance, quantization, repair
+from qvlfp8 import conformance, repair
 from qvlfp8.checkpoint import Checkpoint, NotACheckpoint
 from qvlfp8.conformance import Case
 from qvlfp8.contract.data import Contract
@@ -150,9 +150,7 @@ def _command(explanation: Explanation, source: str, *, without_kv_cache: bool) -
 
 def _faults(described: Described, *, values: bool) -> list[Fault]:
     """What inspect finds without a recipe, apart from what the verdicts say already."""
-    case = Case(
-        described.checkpoint, described.structure, quantization.read(described.checkpoint.quantization)
-    )
+    case = Case(described.checkpoint, described.structure, described.declaration)
     checks: list[Callable[[Case], object]] = [
         conformance.check_both_configs, conformance.check_structure, conformance.check_linears,
     ]  # fmt: skip

@@ -223,6 +223,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             meaning="the recipe's scope is not quantized, or not whole",
             mend="use a ModelOpt version that honours the recipe",
         ),
+        "quantized-otherwise": Kind(
+            severity="fail",
+            meaning="modules are quantized in another format than the recipe's",
+            mend="quantize again by the recipe, or inspect it by the recipe that it was made by",
+        ),
         "quantized-outside-scope": Kind(
             severity="fail",
             meaning="modules outside the recipe's scope are quantized",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from fnmatch import translate
 
+from qvlfp8.quantization import is_open, spelled
 from qvlfp8.structure import spellings
 
 Matcher = Callable[[str], bool]
@@ -37,20 +38,22 @@ def wildcards(patterns: Iterable[str]) -> Matcher:
     Raises:
         UnreadableExpression: there are more than :data:`MAX_WILDCARDS`.
     """
-    plain = frozenset(patterns)
-    shell = [translate(pattern) for pattern in plain if set(pattern) & set("*?[")]
-    if len(shell) > MAX_WILDCARDS:
-        raise UnreadableExpression(f"{len(shell)} wildcards in one list")
+    held = frozenset(patterns)
+    if (count := sum(bool(set(pattern) & set("*?[")) for pattern in held)) > MAX_WILDCARDS:
+        raise UnreadableExpression(f"{count} wildcards in one list")
+    opened = frozenset(filter(is_open, held))
+    of_open, others = _wildcards(opened), _wildcards(held - opened)
+    return lambda module: any(map(others, spellings(module))) or any(map(of_open, spelled(module, "model*")))
+
+
+def _wildcards(patterns: frozenset[str]) -> Matcher:
+    """Match one spelling of a name."""
+    shell = [translate(pattern) for pattern in patterns if set(pattern) & set("*?[")]
     compiled = re.compile("|".join(shell)) if shell else None
-
-    def named(module: str) -> bool:
-        return any(
-            any(prefix in plain for prefix in _prefixes(name))
-            or (compiled is not None and compiled.match(name) is not None)
-            for name in spellings(module)
-        )
-
-    return named
+    return lambda name: (
+        any(prefix in patterns for prefix in _prefixes(name))
+        or (compiled is not None and compiled.match(name) is not None)
+    )
 
 
 def expressions(names: Iterable[str], *, kind: str = "Linear") -> Matcher:

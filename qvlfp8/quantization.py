@@ -79,15 +79,38 @@ def excludes(patterns: Iterable[str], module: str) -> bool:
     """Say whether a pattern names the module (canonical), in any of the module's spellings.
 
     A pattern matches as a shell wildcard (``*`` crosses dots), as ModelOpt writes them; without a
-    wildcard it also names everything below it, as vLLM reads ``visual``.
+    wildcard it also names everything below it, as vLLM reads ``visual``. What begins with a bare ``model``
+    (``model*``) names the language model: see :func:`spelled`.
     """
-    return _compiled(tuple(patterns)).names_one_of(spellings(module))
+    plain, open_ = _compiled(tuple(patterns))
+    return plain.names_one_of(spellings(module)) or open_.names_one_of(spelled(module, "model*"))
+
+
+def spelled(module: str, pattern: str) -> tuple[str, ...]:
+    """Give the spellings of a module (canonical) that a pattern can mean.
+
+    Of a pattern that begins with ``model`` and says no more before its first wildcard, those of the vision
+    tower that begin so are left out. ModelOpt 0.47 writes ``model*`` where it left the language model alone,
+    and names the tower ``visual.…`` beside it; vLLM takes it for the language model, too.
+    """
+    names = spellings(module)
+    if not is_open(pattern):
+        return names
+    return tuple(name for name in names if not name.startswith("model.visual"))
+
+
+def is_open(pattern: str) -> bool:
+    """Whether a pattern says no more than ``model.`` before its first wildcard, and something."""
+    said = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    return said != "" and "model.".startswith(said)
 
 
 def without(patterns: Iterable[str], modules: Iterable[str]) -> list[str]:
     """Give the patterns that name (see :func:`excludes`) none of the modules (canonical)."""
-    names = sorted(spelling for module in modules for spelling in spellings(module))
-    return [pattern for pattern in patterns if not _names_any(pattern, names)]
+    listed = list(modules)
+    names = sorted(name for module in listed for name in spellings(module))
+    of_open = sorted(name for module in listed for name in spelled(module, "model*"))
+    return [p for p in patterns if not _names_any(p, of_open if is_open(p) else names)]
 
 
 def _names_any(pattern: str, names: Sequence[str]) -> bool:
@@ -129,7 +152,13 @@ class _Patterns:
         )
 
 
-_compiled = lru_cache(maxsize=8)(_Patterns)
+@lru_cache(maxsize=8)
+def _compiled(patterns: tuple[str, ...]) -> tuple[_Patterns, _Patterns]:
+    """Those whose beginning says which part they mean, and those that are :func:`is_open`."""
+    return (
+        _Patterns(pattern for pattern in patterns if not is_open(pattern)),
+        _Patterns(pattern for pattern in patterns if is_open(pattern)),
+    )
 
 
 def _is_plain(pattern: str) -> bool:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qvlfp8 import checkpoint as ck
-from qvlfp8 import conformance, quantization, structure
+from qvlfp8 import conformance, declared, quantization, structure
 from qvlfp8.conformance import Case, Problem
 from qvlfp8.errors import RepairError
 from qvlfp8.structure import Part
@@ -86,19 +86,20 @@ def plan(
         UnknownModel, UnknownQuantization: the checkpoint is of a kind that is not known.
     """
     model = structure.from_config(source.config)
-    case = Case(source, model, quantization.read(source.quantization))
-    if not case.scheme.fp8:
+    scheme = quantization.read(source.quantization)
+    if not scheme.fp8:
         raise RepairError(f"{source.root}: it is not quantized", mend="repair is for FP8 checkpoints")
+    case = Case(source, model, declared.read(source.quantization))
     dropped = tuple(case.tensors[name].name for name in case.kv_scales("vision"))
     changes = [f"drop {len(dropped)} KV cache scales of the vision tower"] if dropped else []
     if without_kv_cache:
         scales = tuple(case.tensors[name].name for name in case.kv_scales("language_model"))
         changes += [f"drop {len(scales)} KV cache scales of the language model"] if scales else []
-        changes += ["declare a KV cache that is not quantized"] if case.scheme.kv_fp8 else []
+        changes += ["declare a KV cache that is not quantized"] if scheme.kv_fp8 else []
         dropped += scales
     _check_separate(source)
     exclusions = _exclusions(case)
-    kv_fp8 = case.scheme.kv_fp8 and not without_kv_cache
+    kv_fp8 = scheme.kv_fp8 and not without_kv_cache
     written, respelled = _configurations(source, exclusions, kv_fp8=kv_fp8)
     changes += respelled
     files = [] if headers_only else list(conformance.check_files(source))
@@ -143,7 +144,7 @@ def _check_separate(source: ck.Checkpoint) -> None:
 
 def _exclusions(case: Case) -> list[str]:
     """The exclusions, spelled portably, that say of each whole part what its tensors are."""
-    patterns = list(case.scheme.exclusions)
+    patterns = list(case.declared.exclusions)
     for part, name in _WHOLE:
         fp8, unquantized = case.quantized(part)
         if fp8 and unquantized:
@@ -277,7 +278,8 @@ def _refuse(
         RepairError: it would still not be sound.
     """
     try:
-        case = Case(mended, model, quantization.read(mended.quantization))
+        quantization.read(mended.quantization)
+        case = Case(mended, model, declared.read(mended.quantization))
         problems = [*_files(files, restored), *_tensors(case)]
         problems += [] if headers_only else conformance.check_scale_values(case)
     except (ck.NotACheckpoint, quantization.UnknownQuantization) as error:

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qvlfp8 import checkpoint, quantization, structure
-from qvlfp8.conformance import Case, check_all, expected_kv_scales
+from qvlfp8 import checkpoint, declared, structure
+from qvlfp8.conformance import Case, check_all, expected_kv_scales, of_checkpoint
 from qvlfp8.structure import Part
 from qvlfp8.worker.protocol import Refused
 
@@ -36,14 +36,14 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:  # noqa: ARG001
     root = Path(params["checkpoint"])
     try:
         held = checkpoint.read(root)
-        case = Case(held, structure.from_config(held.config), quantization.read(held.quantization))
+        case = of_checkpoint(held)
         problems = list(check_all(case, params["recipe"]))
         digest = checkpoint.folder_digest(root)
     except checkpoint.NotACheckpoint as error:
         raise Refused("not-a-checkpoint", str(error)) from error
     except structure.UnknownModel as error:
         raise Refused("unknown-model", f"{root}: {error}") from error
-    except quantization.UnknownQuantization as error:
+    except declared.UnknownDeclaration as error:
         raise Refused("unknown-quantization", f"{root}: {error}") from error
     return _describe(case) | {
         "problems": [asdict(problem) for problem in problems[:MOST_PROBLEMS]],
@@ -53,22 +53,21 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:  # noqa: ARG001
 
 
 def _describe(case: Case) -> dict[str, Any]:
-    held, scheme = case.checkpoint, case.scheme
+    held, said = case.checkpoint, case.declared
     parts: tuple[Part, ...] = ("vision", "language_model")
     modules = {name.removesuffix(".weight") for name in case.model.shapes}
     return {
-        "producer": dict(scheme.producer),
+        "producer": {"name": said.producer, "version": said.producer_version} if said.producer else {},
+        "format": said.method,
         "config_source": held.quantization_source,
-        "exclusions": list(scheme.exclusions),
+        "exclusions": list(said.exclusions),
         "exclusions_without_effect": [
-            pattern
-            for pattern in scheme.exclusions
-            if not any(quantization.excludes([pattern], module) for module in modules)
+            pattern for pattern in said.exclusions if not any(map(case.excludes([pattern]), modules))
         ],
         "scope_quantized": {part: _share(*case.quantized(part)) for part in parts},
         "kv_scales": {
-            "config": "fp8" if scheme.kv_fp8 else "none",
-            "expected": len(expected_kv_scales(case.model)) if scheme.kv_fp8 else 0,
+            "config": "fp8" if case.kv_fp8 else "none",
+            "expected": len(expected_kv_scales(case.model)) if case.kv_fp8 else 0,
             **{part: len(case.kv_scales(part)) for part in parts},
         },
         "tensors": len(held.tensors),

@@ -337,7 +337,8 @@ def test_what_cannot_be_inspected_is_refused(tmp_path: Path, file: str, content:
     "quantization",
     [
         {"quant_method": "compressed-tensors"},
-        {"quant_algo": "NVFP4"},
+        {"quant_algo": "NVFP4_AWQ"},
+        {"quant_method": "gptq"},
         {"quant_algo": "FP8", "ignore": "lm_head"},
         {"quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 4, "type": "float"}},
         {"quantization": "FP8"},

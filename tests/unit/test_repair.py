@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvlfp8 import checkpoint, mending, repair
+from qvlfp8 import checkpoint, declared, mending, repair
 from qvlfp8.checkpoint import INDEX, WEIGHTS, read_bytes, write_safetensors
 from qvlfp8.conformance import Case, check_all
 from qvlfp8.contract.verdict import Verdict
@@ -62,7 +62,7 @@ def mend(source: Path, out: Path, **options: Any) -> checkpoint.Checkpoint:
 
 
 def problems(held: checkpoint.Checkpoint) -> list[str]:
-    case = Case(held, from_config(held.config), read_scheme(held.quantization))
+    case = Case(held, from_config(held.config), declared.read(held.quantization))
     return [f"{p.finding} {p.subject}" for p in check_all(case, None)]
 
 
