@@ -109,6 +109,13 @@ def repair(session: nox.Session) -> None:
 
 
 @nox.session
+def reference(session: nox.Session) -> None:
+    """The reference model and a drawn data set: -- model DIR | coco DIR | train | eval."""
+    install(session, extra="pictures")
+    run(session, "qvlfp8", "reference", *session.posargs)
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Resolve environments of matrix.yaml into containers/locks/."""
     install(session)

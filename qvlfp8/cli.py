@@ -200,6 +200,41 @@ def quantize(
         str | None,
         typer.Option("--environment", help="A quantize environment [default: the newest ModelOpt]."),
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="SOURCE",
+            help="Calibrate on coco:FOLDER (COCO 2017), hub:ORG/NAME[/CONFIG][@REVISION], "
+            "data:PATH (parquet, JSON, CSV, arrow) or folder:FOLDER (pictures and a JSONL of prompts) "
+            "[default: drawn samples].",
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="ROLE=COLUMN,…",
+            help="Which column is the image, the text that the user says, and the answer.",
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of the data set [default: train].")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="How many to calibrate on [default: the recipe's].")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Which ones, in which order [default: the recipe's].")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Rows of a batch are padded, and calibrated so [default: 1]."),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--max-length", help="Tokens of a sample; text is cut there, no picture [default: 2048]."
+        ),
+    ] = None,
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
     time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds.")] = 4 * 3600.0,
@@ -208,9 +243,14 @@ def quantize(
 ) -> None:
     """Quantize a model of yours with one recipe, and inspect the result."""
     from qvlfp8.commands.quantize import run_quantize
+    from qvlfp8.dataset import Options
 
+    options = Options(
+        dataset=dataset, columns=columns, split=split, samples=samples, seed=seed,
+        batch_size=batch_size, max_length=max_length,
+    )  # fmt: skip
     run_quantize(
-        matrix_file, store, recipe, model, out, environment,
+        matrix_file, store, recipe, model, out, environment, options,
         time_limit=time_limit, engine=engine, verbose=verbose,
     )  # fmt: skip
 
@@ -301,8 +341,36 @@ def truth(
     run_truth(matrix_file, store, environment=environment, per_task=per_task, engine=engine, verbose=verbose)
 
 
-reference_app = typer.Typer(help="The trained reference model.", rich_markup_mode=None)
+reference_app = typer.Typer(
+    help="The trained reference model, and pictures with captions like those it has learned.",
+    rich_markup_mode=None,
+)
 app.add_typer(reference_app, name="reference")
+
+OutArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Must not exist yet.")]
+
+
+@reference_app.command("model")
+def reference_model(
+    out: OutArgument,
+    tied: Annotated[bool, typer.Option("--tied", help="With one matrix for embedding and lm_head.")] = False,
+) -> None:
+    """Write the shipped model as a folder that transformers and vLLM load."""
+    from qvlfp8.commands.reference import make_model
+
+    make_model(out, tied=tied)
+
+
+@reference_app.command("coco")
+def reference_coco(
+    out: OutArgument,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="How many to draw.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the pictures.")] = 0,
+) -> None:
+    """Draw a small data set in the form of COCO 2017, to calibrate on (--dataset coco:DIR)."""
+    from qvlfp8.commands.reference import make_coco
+
+    make_coco(out, pictures=pictures, seed=seed)
 
 
 @reference_app.command("train")

@@ -155,6 +155,13 @@ class RepairError(QvlError):
     meaning = "a checkpoint cannot be mended without quantizing it again"
 
 
+class DatasetError(QvlError):
+    """A data set that cannot be calibrated on."""
+
+    exit_code = 19
+    meaning = "a data set cannot be calibrated on: unreadable, too small, or too much of it unusable"
+
+
 def _all_errors() -> list[type[QvlError]]:
     return sorted(QvlError.__subclasses__(), key=lambda kind: kind.exit_code)
 

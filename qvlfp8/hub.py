@@ -1,4 +1,4 @@
-"""Where downloaded models of the Hugging Face hub lie on this machine."""
+"""Where downloaded models and data sets of the Hugging Face hub lie on this machine."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def hub_cache() -> Path:
 def downloaded(model: str) -> Path:
     """Where the cache has a model such as ``Qwen/Qwen2.5-VL-3B-Instruct``, whether or not it is there."""
     return hub_cache() / f"models--{model.replace('/', '--')}"
+
+
+def downloaded_dataset(name: str) -> Path:
+    """Where the cache has a data set such as ``HuggingFaceM4/COCO``, whether or not it is there."""
+    return hub_cache() / f"datasets--{name.replace('/', '--')}"

@@ -53,6 +53,9 @@ class Progress:
     def task(self, name: str, *, running: bool) -> None:
         """A build or batch has started or ended."""
 
+    def amount(self, name: str, what: str, *, done: int, total: int) -> None:
+        """A running build or batch has done so much of what it is at."""
+
     def step(self, record: Record) -> None:
         """A step has been executed and kept."""
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from packaging.version import Version
 
-from qvlfp8 import __version__, checkpoint, digest
+from qvlfp8 import __version__, checkpoint, dataset, digest
+from qvlfp8.dataset import Dataset
 from qvlfp8.engine import Batch, Engine, Exit, Job
 from qvlfp8.environments import Environment
 from qvlfp8.errors import (
     CheckpointError,
+    DatasetError,
     QvlError,
     RecipeError,
     UnknownModelError,
@@ -33,6 +35,7 @@ from qvlfp8.results import Fault, Record, RecordedStage
 from qvlfp8.run import Progress, this_host
 from qvlfp8.store import LOG, Store, writing
 from qvlfp8.untrusted import NotACheckpoint
+from qvlfp8.worker.calibration_tables import UNUSABLE
 
 RECORD = "qvlfp8-record.json"
 """The name under which the record travels with the checkpoint."""
@@ -40,6 +43,7 @@ RECORD = "qvlfp8-record.json"
 _REFUSED: dict[str, type[QvlError]] = {
     "not-a-checkpoint": CheckpointError,
     "unknown-model": UnknownModelError,
+    UNUSABLE: DatasetError,
 }
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
@@ -53,13 +57,22 @@ class Request:
     out: Path
     environment: Environment
     lock: Lock
+    dataset: Dataset | None = None
 
 
-def prepare(project: Project, recipe: str, model: str, out: Path, environment: str | None) -> Request:
+def prepare(
+    project: Project,
+    recipe: str,
+    model: str,
+    out: Path,
+    environment: str | None,
+    options: dataset.Options = dataset.NONE,
+) -> Request:
     """Check a request.
 
     Raises:
-        UsageError: an unknown recipe or environment; an output folder that exists; no such model.
+        UsageError: an unknown recipe or environment; an output folder that exists; no such model; options of
+            a data set that name none, or none that fits the recipe.
         CheckpointError: the model's folder is not a checkpoint.
         UnknownModelError: it is not Qwen2.5-VL.
         LockError: the environment's lock cannot be used.
@@ -76,6 +89,7 @@ def prepare(project: Project, recipe: str, model: str, out: Path, environment: s
         out=out.resolve(),
         environment=chosen,
         lock=read_lock(project.matrix, chosen),
+        dataset=dataset.parse(options, found),
     )
 
 
@@ -172,7 +186,13 @@ def _make(
 ) -> Record:
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     recipe = request.recipe.meaning
-    params = {"model": request.model, "recipe": recipe, "seed": request.recipe.calibration.seed}
+    chosen = request.dataset
+    params: dict[str, Any] = {
+        "model": request.model,
+        "recipe": recipe,
+        "seed": request.recipe.calibration.seed,
+        **({"dataset": chosen.asked} if chosen else {}),
+    }
     made, verdict = _run_one(
         engine,
         (request.environment, request.lock),
@@ -181,7 +201,7 @@ def _make(
         partial,
         time_limit_s,
         progress,
-        reads=(model_folder(request.model),),
+        reads=(model_folder(request.model), *(chosen.reads if chosen else ())),
     )
     if verdict.status != "pass":
         raise _as_error(verdict, request.recipe)
@@ -192,6 +212,8 @@ def _make(
         engine, None, "inspect", params, inspected_in, time_limit_s, progress, reads=(partial / "checkpoint",)
     )
     inputs = {"model": request.model, "recipe": recipe, "lock": request.lock.digest}
+    if chosen:
+        inputs["dataset"] = chosen.inputs(made["measured"]["calibration"]["dataset"])
     return Record(
         stage="inspect",
         subject=f"{request.recipe.id}/{request.environment.id}/{request.model}",
@@ -206,6 +228,7 @@ def _make(
         findings=verdict.findings,
         fault=verdict.fault,
         repeat=f"qvlfp8 quantize {request.recipe.id} --model {request.model} --out {request.out}"
+        + (f" {chosen.options()}" if chosen else "")
         + (" --engine docker" if engine.name == "docker" else ""),
         qvlfp8=__version__,
     )
@@ -225,11 +248,16 @@ def _run_one(
     label = f"{stage} {where[0].id if where else out.name}"
     progress.task(label, running=True)
     log = out / f"{stage}.log"
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            progress.amount(label, event["task"], done=event["done"], total=event["total"])
+
     ended: Exit = engine.run(
         where,
         Batch(worker=stage, jobs=(Job(id=stage, params=params, out=out, reads=reads),), time_limit_s=limit),
         log,
-        lambda _event: None,
+        on_event,
     )
     progress.task(label, running=False)
     path = out / "result.json"

@@ -1,4 +1,4 @@
-"""``qvlfp8 reference``: train the reference model again, and score any checkpoint or served model."""
+"""``qvlfp8 reference``: the model and a data set of ours as folders; training, and scoring any checkpoint."""
 
 from __future__ import annotations
 
@@ -32,6 +32,44 @@ TRAIN_LIMIT_S = 24 * 3600.0
 ASK_LIMIT_S = 120.0
 
 
+def make_model(out: Path, *, tied: bool) -> None:
+    """Write the shipped model's folder.
+
+    Raises:
+        UsageError: ``out`` is there already.
+        StoreWriteError: the disk refuses.
+    """
+    _must_not_exist(out, "DIR")
+    with writing(out):
+        digest = reference.write_trained(out, tied=tied)
+    print(f"{out}: {digest}")
+
+
+def make_coco(out: Path, *, pictures: int, seed: int) -> None:
+    """Write a small data set in the form of COCO 2017.
+
+    Raises:
+        UsageError: ``out`` is there already, or numpy is not installed.
+        StoreWriteError: the disk refuses.
+    """
+    _must_not_exist(out, "DIR")
+    try:
+        from qvlfp8.reference.coco import write_coco
+    except ImportError as error:
+        raise UsageError(
+            f"pictures are drawn by numpy: {error}",
+            mend="take `nox -s reference`, or `pip install 'qvlfp8[pictures]'`",
+        ) from None
+    with writing(out):
+        write_coco(out, pictures=pictures, seed=seed)
+    print(f"{out}: {pictures} pictures, each with a caption")
+
+
+def _must_not_exist(out: Path, option: str) -> None:
+    if out.exists():
+        raise UsageError(f"{out}: exists already", mend=f"name a folder that does not exist yet ({option})")
+
+
 def run_train(
     matrix: Path, store: Path | None, out: Path, *, steps: int | None, seed: int | None, here: bool
 ) -> None:
@@ -41,8 +79,7 @@ def run_train(
         UsageError: ``out`` is there already.
         QvlError: by class; ``out`` is then not there.
     """
-    if out.exists():
-        raise UsageError(f"{out}: exists already", mend="name a folder that does not exist yet (--out)")
+    _must_not_exist(out, "--out")
     plan = reference.training_record()
     told = {"steps": steps, "seed": seed}
     params = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -11,11 +13,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from qvlfp8.plan import Step
 from qvlfp8.results import Record
@@ -23,6 +28,26 @@ from qvlfp8.run import Progress
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!"}
 STYLES = {"pass": "green", "fail": "red", "error": "yellow"}
+
+
+LINE_EVERY_S = 10.0
+"""How often a line says how far a task is, where there is no bar."""
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """Time left of what counts itself; the steps of a plan take too different times to say."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields.get("counted") else Text()
+
+
+@dataclass(kw_only=True)
+class _Counted:
+    """What a task is at, since when, and when a line last said how far it is."""
+
+    what: str
+    since: float
+    told: float
 
 
 class ConsoleProgress(Progress):
@@ -41,12 +66,14 @@ class ConsoleProgress(Progress):
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            _TimeLeft(),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
         self._overall: TaskID | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._counted: dict[str, _Counted] = {}
 
     def __enter__(self) -> ConsoleProgress:
         self._bars.start()
@@ -80,6 +107,24 @@ class ConsoleProgress(Progress):
                 self._bars.remove_task(bar)
         if running:
             self._print(f"… {name}")
+
+    def amount(self, name: str, what: str, *, done: int, total: int) -> None:
+        """A running task has done so much: its bar moves, or now and then a line says so."""
+        now = time.monotonic()
+        with self._guard:
+            counted = self._counted.get(name)
+            if counted is None or counted.what != what:
+                counted = self._counted[name] = _Counted(what=what, since=now, told=now)
+                if (bar := self._tasks.get(name)) is not None:
+                    self._bars.reset(bar, total=total, description=f"{name}: {what}", counted=True)
+            if (bar := self._tasks.get(name)) is not None:
+                self._bars.update(bar, completed=done)
+            told = now - counted.told >= LINE_EVERY_S or (done == total and counted.told > counted.since)
+            if told:
+                counted.told = now
+        if told and not self._console.is_terminal:
+            left = (now - counted.since) / done * (total - done) if done else 0.0
+            self._print(f"… {name}: {what} {done}/{total}, {datetime.timedelta(seconds=round(left))} left")
 
     def step(self, record: Record) -> None:
         """A step has been executed and kept."""

@@ -3,7 +3,7 @@
 A batch is a JSON spec in and, for every job, one ``result.json`` and one ``log.txt`` in the job's
 output folder out. A crash, a signal and a timeout of a job are results like any other: the parent
 writes them. On standard output the parent prints one JSON event a line (``ready``, ``start``,
-``end``), which is all that an engine has to read.
+``end``), which is all that an engine has to read; a job prints its ``progress`` there.
 
 Forking after the import gives each job a clean process (no state of the job before) at the price of
 one import for all. A batch of one job runs without a fork, since CUDA does not survive one: it logs
@@ -29,6 +29,8 @@ from typing import Any, Literal
 
 RESULT = "result.json"
 LOG = "log.txt"
+
+PROGRESS_EVERY_S = 0.5
 
 _PR_SET_PDEATHSIG = 1
 
@@ -90,6 +92,26 @@ def innermost(error: BaseException) -> str | None:
 def _event(stream: Any, **fields: object) -> None:
     stream.write(json.dumps(fields) + "\n")
     stream.flush()
+
+
+@dataclass
+class _Channel:
+    """Where the running job's progress goes, and when it last went there."""
+
+    stream: Any = None
+    job: str = ""
+    told: float = 0.0
+
+
+_channel = _Channel()
+
+
+def progress(task: str, done: int, total: int) -> None:
+    """Tell the watcher how far a job is: ``done`` of ``total``; seldom enough to cost nothing."""
+    now = time.monotonic()
+    if _channel.stream is not None and (done == total or now - _channel.told >= PROGRESS_EVERY_S):
+        _channel.told = now
+        _event(_channel.stream, event="progress", job=_channel.job, task=task, done=done, total=total)
 
 
 def _attempt(worker: ModuleType, params: dict[str, Any], out: Path, facts: dict[str, Any]) -> JobResult:
@@ -195,7 +217,7 @@ def main(argv: list[str]) -> int:
     jobs = spec["jobs"]
     limit = float(spec["time_limit_s"])
     # Events go to a private copy of stdout: what libraries print must not mix with them.
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    events = _channel.stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGALRM, _on_alarm)
     started = time.monotonic()
@@ -206,6 +228,7 @@ def main(argv: list[str]) -> int:
         out = Path(job["out"])
         (out / RESULT).unlink(missing_ok=True)
         _event(events, event="start", job=job["id"])
+        _channel.job = job["id"]
         if len(jobs) == 1:
             result: JobResult | None = _attempt(worker, job["params"], out, facts)
         else:

@@ -20,8 +20,9 @@ from typing import Any
 from qvlfp8 import checkpoint, quantization, structure
 from qvlfp8.quant_cfg import NotExpressibleError, Recipe, quant_cfg
 from qvlfp8.worker import audit, calibration
+from qvlfp8.worker.calibration_batches import Batches
 from qvlfp8.worker.modelopt_patches import pack_nvfp4_without_a_gpu
-from qvlfp8.worker.protocol import Refused
+from qvlfp8.worker.protocol import Refused, progress
 
 CHECKPOINT = "checkpoint"
 """Name of the folder, below a job's output folder, that holds the result."""
@@ -72,7 +73,8 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
 
     Args:
         params: ``model`` (a folder's absolute path, or a Hugging Face id), ``recipe`` (a
-            :class:`~qvlfp8.quant_cfg.Recipe`) and ``seed``.
+            :class:`~qvlfp8.quant_cfg.Recipe`) and ``seed``; perhaps ``dataset`` (an
+            :class:`~qvlfp8.worker.calibration_tables.Asked`) instead of the recipe's own samples.
         out: an existing folder.
 
     Returns:
@@ -81,8 +83,8 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
 
     Raises:
         Refused: ``model-unavailable``, ``not-a-checkpoint``, ``unknown-model``,
-            ``already-quantized``, ``recipe-not-expressible``, ``recipe-matches-no-module`` or
-            ``recipe-not-honoured``.
+            ``already-quantized``, ``dataset-unusable``, ``recipe-not-expressible``,
+            ``recipe-matches-no-module`` or ``recipe-not-honoured``.
     """
     import modelopt
     import torch
@@ -94,27 +96,23 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
     torch.manual_seed(params["seed"])
     seconds: dict[str, float] = {}
     with _clock(seconds, "load"):
+        prepared = calibration.prepare(source, recipe["calibration"], params.get("dataset"), out / "dataset")
         model = _load(source)
-        samples = calibration.prepare_batches(source, model, recipe["calibration"])
+        batches = prepared.batches(model)
     places = audit.places(model)
     try:
         config = quant_cfg(recipe, modelopt.__version__, places)
     except NotExpressibleError as error:
         raise Refused("recipe-not-expressible", f"recipe {recipe['id']}: {error}") from error
     with _clock(seconds, "quantize"):
-        _quantize(model, config, samples)
+        _quantize(model, config, batches)
     found = audit.check(model, recipe, places)
     with _clock(seconds, "export"):
         names = _export(model, source, out / CHECKPOINT, recipe)
     return {
         "modules": found.modules,
         "kv_attention": found.kv_attention,
-        "calibration": {
-            "modality": recipe["calibration"]["modality"],
-            "samples": len(samples.batches),
-            "images": samples.images,
-            "tokens": samples.tokens,
-        },
+        "calibration": prepared.measured(batches),
         "seconds": seconds,
         "device": torch.cuda.get_device_name() if _device() == "cuda" else "cpu",
         "tensors": len(names),
@@ -181,13 +179,14 @@ def _load(source: Path) -> Any:
     return model.eval().to(_device())
 
 
-def _quantize(model: Any, config: dict[str, Any], samples: calibration.Batches) -> None:
+def _quantize(model: Any, config: dict[str, Any], batches: Batches) -> None:
     import modelopt.torch.quantization as mtq
     import torch
 
     def forward_loop(whole_model: Any) -> None:
-        for batch in samples.batches:
+        for done, batch in enumerate(batches, 1):
             whole_model(**batch, use_cache=False)
+            progress("calibrating", done, len(batches))
 
     with torch.no_grad():
         mtq.quantize(model, config, forward_loop)
