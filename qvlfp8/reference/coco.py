@@ -16,7 +16,7 @@ def caption(scene: Scene) -> str:
     """What is in a scene, in one sentence."""
     kinds = [_name(thing) for thing in scene.things]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-    told = [f"a {kind}" if count == 1 else f"{count} {kind}s" for kind, count in counts.items()]
+    told = [f"{_article(kind)} {kind}" if count == 1 else f"{count} {kind}s" for kind, count in counts.items()]
     return f"{', '.join(told[:-1])} and {told[-1]}." if len(told) > 1 else f"{told[0]}."
 
 
@@ -66,3 +66,7 @@ def _name(thing: Thing) -> str:
     if not thing.colour:
         return f"digit {thing.name}"
     return f"{thing.colour} {thing.name}"
+
+
+def _article(noun: str) -> str:
+    return "an" if noun.startswith("orange") else "a"

@@ -118,7 +118,7 @@ def _shown(sample: Sample, root: Path | None, *, shows: bool) -> bytes | None:
 def _open(table: Rows, row: int, shows: bool) -> Sequence[Image]:
     if not shows:
         return ()
-    return (decode(read_picture(table[row].picture, table.pictures), f"row {row}"),)
+    return (decode(read_picture(table[row].picture, table.pictures)),)
 
 
 def _refuse_too_many(asked: Asked, chosen: Chosen, usable: int) -> None:

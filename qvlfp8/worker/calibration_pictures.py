@@ -18,7 +18,7 @@ MAX_BYTES = 64_000_000
 MAX_PIXELS = 64_000_000
 """Largest picture; decoded, it takes 192 MB. Cameras have 12 to 50 million."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that Pillow decodes by itself: no other program is started for any of them."""
 
 
@@ -89,7 +89,7 @@ def _read_file(name: str, root: Path) -> bytes:
         raise Unusable("no picture", name) from None
 
 
-def decode(data: bytes, which: str) -> Image:
+def decode(data: bytes) -> Image:
     """Decode a picture to RGB.
 
     Raises:
@@ -99,17 +99,17 @@ def decode(data: bytes, which: str) -> Image:
 
     try:
         with Images.open(BytesIO(data), formats=FORMATS) as image:
-            _refuse_large(image, which)
+            _refuse_large(image)
             return image.convert("RGB")
     except (Unusable, MemoryError):
         raise
     except Images.DecompressionBombError:
-        raise Unusable("picture too large", which) from None
+        raise Unusable("picture too large", "far more pixels than are read") from None
     except Exception as error:  # a decoder may raise anything at broken data
-        raise Unusable("broken picture", f"{which} ({error})") from error
+        raise Unusable("broken picture", str(error)) from error
 
 
-def _refuse_large(image: Image, which: str) -> None:
+def _refuse_large(image: Image) -> None:
     """Before it is decoded, which is what costs."""
     if image.width * image.height > MAX_PIXELS:
-        raise Unusable("picture too large", f"{which} has {image.width} x {image.height} pixels")
+        raise Unusable("picture too large", f"{image.width} x {image.height} pixels")
