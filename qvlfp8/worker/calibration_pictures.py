@@ -85,7 +85,7 @@ def _read_file(name: str, root: Path) -> bytes:
     try:
         with open_regular(file, root) as stream:
             return stream.read(MAX_BYTES + 1)
-    except (NotACheckpoint, OSError):
+    except (NotACheckpoint, OSError, ValueError):
         raise Unusable("no picture", name) from None
 
 
