@@ -16,7 +16,9 @@ def caption(scene: Scene) -> str:
     """What is in a scene, in one sentence."""
     kinds = [_name(thing) for thing in scene.things]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-    told = [f"{_article(kind)} {kind}" if count == 1 else f"{count} {kind}s" for kind, count in counts.items()]
+    told = [
+        f"{_article(kind)} {kind}" if count == 1 else f"{count} {kind}s" for kind, count in counts.items()
+    ]
     return f"{', '.join(told[:-1])} and {told[-1]}." if len(told) > 1 else f"{told[0]}."
 
 

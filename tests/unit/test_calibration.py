@@ -1,4 +1,4 @@
-"""Which samples of a data set are used, and which files its rows may name. Needs neither datasets nor Pillow."""
+"""Which samples of a data set are used, and which files its rows may name."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ def pictures(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ["../secret", "deep/../../secret", "link.png", "way/secret", "/etc/hostname"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "deep/../../secret", "link.png", "way/secret", "/etc/hostname"]
+)
 def test_a_row_that_names_a_file_outside_ends_it(pictures: Path, name: str) -> None:
     with pytest.raises(Outside):
         read_picture(name, pictures)
@@ -157,7 +159,9 @@ def test_the_hub_s_cache_keeps_files_as_links_into_its_store(tmp_path: Path) -> 
     assert read_picture("a.png", snapshot) == b"picture"
 
 
-@pytest.mark.parametrize("cell", [None, "", "none.png", "deep", "x" * 300, "a\0b", {"bytes": None, "path": None}])
+@pytest.mark.parametrize(
+    "cell", [None, "", "none.png", "deep", "x" * 300, "a\0b", {"bytes": None, "path": None}]
+)
 def test_a_picture_that_is_not_there_is_skipped(pictures: Path, cell: Cell | None) -> None:
     with pytest.raises(Unusable) as caught:
         read_picture(cell, pictures)

@@ -45,7 +45,14 @@ def test_without_a_data_set_nothing_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("columns", "text=a"), ("split", "val"), ("samples", 1), ("seed", 0), ("batch_size", 1), ("max_length", 1)],
+    [
+        ("columns", "text=a"),
+        ("split", "val"),
+        ("samples", 1),
+        ("seed", 0),
+        ("batch_size", 1),
+        ("max_length", 1),
+    ],
 )
 def test_an_option_of_a_data_set_needs_one(option: str, value: object) -> None:
     refused(TEXT, f"--{option.replace('_', '-')}", "--dataset", "coco:FOLDER", **{option: value})
@@ -71,7 +78,7 @@ def test_numbers_are_the_recipes_unless_they_are_given(coco: Path) -> None:
     assert (plain["samples"], plain["seed"]) == (TEXT.calibration.samples, TEXT.calibration.seed)
     assert (plain["batch_size"], plain["max_length"]) == (1, DEFAULT_LENGTH)
     given = asked(TEXT, f"coco:{coco}", samples=5, seed=6, batch_size=7, max_length=8).asked
-    assert [given[k] for k in ("samples", "seed", "batch_size", "max_length")] == [5, 6, 7, 8]  # type: ignore[literal-required]
+    assert [given[k] for k in ("samples", "seed", "batch_size", "max_length")] == [5, 6, 7, 8]
     for option in ("samples", "batch_size", "max_length"):
         refused(TEXT, f"--{option.replace('_', '-')} 0", dataset=f"coco:{coco}", **{option: 0})
     refused(TEXT, "--seed -1", dataset=f"coco:{coco}", seed=-1)
