@@ -2,8 +2,8 @@
 
     python calibration_probe.py JOB.json RESULT.json
 
-JOB: ``model`` (the reference model's folder), ``work`` (an empty folder), ``one`` and ``other`` (what a worker
-is told of two data sets with the same captions and other pictures), ``spoilt`` and ``outside`` (of two that
+JOB: ``model`` (the reference model's folder), ``work`` (an empty folder), ``one`` and ``other`` (what a
+worker is told of two data sets with the same captions and other pictures), ``spoilt`` and ``outside`` (of two that
 are damaged), ``text`` and ``image`` (recipes). RESULT: what each part found.
 """
 
@@ -148,25 +148,21 @@ def pictures(_job: Job) -> dict[str, Any]:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    whole = png(images()[0])
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    bomb = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    def sized(width: int, height: int) -> bytes:
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
     good = {
         form: saved(mode, form)
         for mode, form in (("CMYK", "JPEG"), ("P", "GIF"), ("RGBA", "PNG"), ("L", "WEBP"), ("1", "TIFF"))
     }
     bad = {
-        "truncated": whole[: len(whole) // 2],
+        "truncated": png(images()[0])[:100],
         "text": b"not a picture",
         "empty": b"",
         "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
-        "bomb": bomb,
-        "large": bomb.replace(header, struct.pack(">IIBBBBB", 8001, 8000, 8, 2, 0, 0, 0)),
+        "bomb": sized(50_000, 50_000),
+        "large": sized(8001, 8000),
     }
     return {
         "good": {form: [decode(data).mode, decode(data).size] for form, data in good.items()},

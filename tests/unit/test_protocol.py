@@ -25,6 +25,10 @@ def run(params, out):
             probe.seen = getattr(probe, "seen", 0) + 1
             (out / "file").write_text("made")
             return {"seen": probe.seen}
+        case "long":
+            for done in (1, 2, 3):
+                protocol.progress("counting", done, 3)
+            return {}
         case "refuse":
             raise protocol.Refused("some-kind", "cannot be done")
         case "raise":
@@ -90,6 +94,20 @@ def test_every_kind_of_end_is_a_result_and_the_rest_goes_on(tmp_path: Path) -> N
     assert (tmp_path / "0" / "file").read_text() == "made"
     assert "log of work" in (tmp_path / "0" / "log.txt").read_text()
     assert "broken" in (tmp_path / "2" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_job_says_how_far_it_is(tmp_path: Path, jobs: int) -> None:
+    """In the process itself and in a forked one; the last is always said, and little in between."""
+    events, _ = run_batch(tmp_path, *["long"] * jobs)
+    of_job: dict[str, list[dict[str, Any]]] = {}
+    for event in events[1:]:
+        of_job.setdefault(event.pop("job"), []).append(event)
+    assert list(of_job) == [str(number) for number in range(jobs)]
+    for told in of_job.values():
+        assert [event["event"] for event in told] == ["start", "progress", "progress", "end"]
+        assert [event["done"] for event in told[1:3]] == [1, 3]
+        assert told[2] == {"event": "progress", "task": "counting", "done": 3, "total": 3}
 
 
 def test_a_job_sees_no_state_of_the_job_before(tmp_path: Path) -> None:
