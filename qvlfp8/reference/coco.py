@@ -17,7 +17,8 @@ def caption(scene: Scene) -> str:
     kinds = [_name(thing) for thing in scene.things]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     told = [
-        f"{_article(kind)} {kind}" if count == 1 else f"{count} {kind}s" for kind, count in counts.items()
+        f"{_article(kind)} {kind}" if count == 1 else f"{count} {_plural(kind)}"
+        for kind, count in counts.items()
     ]
     return f"{', '.join(told[:-1])} and {told[-1]}." if len(told) > 1 else f"{told[0]}."
 
@@ -72,3 +73,7 @@ def _name(thing: Thing) -> str:
 
 def _article(noun: str) -> str:
     return "an" if noun.startswith("orange") else "a"
+
+
+def _plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"

@@ -3,8 +3,8 @@
     python calibration_probe.py JOB.json RESULT.json
 
 JOB: ``model`` (the reference model's folder), ``work`` (an empty folder), ``one`` and ``other`` (what a
-worker is told of two data sets with the same captions and other pictures), ``spoilt`` and ``outside`` (of two that
-are damaged), ``text`` and ``image`` (recipes). RESULT: what each part found.
+worker is told of two data sets with the same captions and other pictures), ``spoilt`` and ``outside``
+(of two that are damaged), ``text`` and ``image`` (recipes). RESULT: what each part found.
 """
 
 from __future__ import annotations

@@ -74,6 +74,22 @@ def test_wrong_usage_is_2() -> None:
     fails(qvlfp8("lock", "vllm-9"), 2, "no environment 'vllm-9'")
 
 
+def test_wrong_options_of_a_data_set_are_2(tmp_path: Path) -> None:
+    reference.write_random(tmp_path / "model", seed=0, tied=True)
+    command = ("quantize", "lm-fp8", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"))
+    fails(qvlfp8(*command, "--samples", "8"), 2, "--samples", "--dataset")
+    fails(qvlfp8(*command, "--dataset", f"coco:{tmp_path}"), 2, "captions_train2017.json", "mend:")
+    fails(qvlfp8(*command, "--dataset", "hub:a/b", "--columns", "words=a"), 2, "'words=a' is no mapping")
+
+
+def test_a_data_set_and_a_model_can_be_had_from_the_project_itself(tmp_path: Path) -> None:
+    for kind in ("model", "coco"):
+        done = qvlfp8("reference", kind, str(tmp_path / kind))
+        assert done.returncode == 0, done.stderr
+        fails(qvlfp8("reference", kind, str(tmp_path / kind)), 2, "exists already")
+    assert (tmp_path / "model" / "config.json").exists()
+
+
 def test_a_folder_without_a_config_is_3(tmp_path: Path) -> None:
     fails(
         qvlfp8("quantize", "lm-fp8", "--model", str(tmp_path), "--out", "/x"),

@@ -142,6 +142,16 @@ def test_a_hub_model_that_is_not_downloaded_is_refused(
     fails(done, UsageError.exit_code, "a/b", "no network", "hf download a/b")
 
 
+def test_a_hub_data_set_that_is_not_downloaded_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--a--b").mkdir()
+    command = ("quantize", "lm-fp8", "--model", "a/b", "--out", str(tmp_path / "made"), "--engine", "docker")
+    done = qvlfp8(*command, "--dataset", "hub:c/d@main")
+    fails(done, UsageError.exit_code, "hub:c/d", "no network", "hf download --repo-type dataset c/d")
+
+
 def test_an_engine_that_is_none() -> None:
     fails(qvlfp8("matrix", "--engine", "podman"), 2, "podman")
 
