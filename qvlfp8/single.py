@@ -35,7 +35,7 @@ from qvlfp8.results import Fault, Record, RecordedStage
 from qvlfp8.run import Progress, this_host
 from qvlfp8.store import LOG, Store, writing
 from qvlfp8.untrusted import NotACheckpoint
-from qvlfp8.worker.calibration_tables import UNUSABLE
+from qvlfp8.worker.calibration_pictures import UNUSABLE
 
 RECORD = "qvlfp8-record.json"
 """The name under which the record travels with the checkpoint."""

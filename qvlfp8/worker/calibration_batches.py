@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvlfp8.untrusted import NotACheckpoint, of_tokenizer, open_regular, read_object
-from qvlfp8.worker.calibration_pictures import Unusable
+from qvlfp8.worker.calibration_pictures import UNUSABLE, Outside, Unusable
 from qvlfp8.worker.protocol import Refused
 
 if TYPE_CHECKING:
@@ -151,9 +151,18 @@ class Batches:
         rows = [[*one.ids, *[self._encoder.padding] * gap] for one, gap in zip(group, missing, strict=True)]
         mask = [[1] * len(one.ids) + [0] * gap for one, gap in zip(group, missing, strict=True)]
         batch: dict[str, Any] = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
-        if pictures := [picture for one in group for picture in one.open()]:
+        if pictures := _pictures_of(group):
             batch |= dict(self._encoder.processor(images=pictures, return_tensors="pt"))
         return batch
+
+
+def _pictures_of(group: Sequence[Encoded]) -> list[Image]:
+    try:
+        return [picture for one in group for picture in one.open()]
+    except (Unusable, Outside) as error:
+        raise Refused(
+            UNUSABLE, f"a picture has changed since it was read first: {error}; keep the data set as it is"
+        ) from error
 
 
 def image_processor_class() -> Any:

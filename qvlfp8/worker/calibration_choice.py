@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from qvlfp8.worker.calibration_pictures import Outside, Unusable, decode, read_picture
-from qvlfp8.worker.calibration_tables import UNUSABLE, Asked, Sample
+from qvlfp8.worker.calibration_pictures import UNUSABLE, Outside, Unusable, decode, read_picture
+from qvlfp8.worker.calibration_tables import Asked, Sample
 from qvlfp8.worker.protocol import Refused
 
 if TYPE_CHECKING:

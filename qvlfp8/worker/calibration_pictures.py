@@ -12,6 +12,9 @@ from qvlfp8.untrusted import NotACheckpoint, is_inside, open_regular, printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+UNUSABLE = "dataset-unusable"
+"""The kind of a refusal that speaks of the data set."""
+
 MAX_BYTES = 64_000_000
 """Largest file; COCO's are below 1 MB."""
 

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from qvlfp8.worker.calibration_pictures import Cell
+from qvlfp8.worker.calibration_pictures import UNUSABLE, Cell
 from qvlfp8.worker.protocol import Refused
 
 Kind = Literal["coco", "hub", "data", "folder"]
 Reader = Literal["parquet", "json", "csv", "arrow"]
 Role = Literal["image", "text", "answer"]
-
-UNUSABLE = "dataset-unusable"
-"""The kind of a refusal that speaks of the data set."""
 
 DESCRIBE = "Describe the picture."
 """What is asked about a picture that comes with a caption alone."""

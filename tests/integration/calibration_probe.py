@@ -193,7 +193,13 @@ def batches(job: Job) -> dict[str, Any]:
     def made(folder: Path = model, **fields: Any) -> dict[str, Any]:
         return _made(job, folder, changed(job["one"], **fields))
 
+    moved = work / "moved"
+    shutil.copytree(Path(job["one"]["pictures"]), moved)
+    at_moved = changed(job["one"], pictures=str(moved))
+    prepared = calibration.prepare(model, job["image"]["calibration"], at_moved, work / "cache")
+    shutil.rmtree(moved)
     return {
+        "moved": refusal(lambda: list(prepared.batches(_Model()))),
         "one": made(batch_size=3),
         "same": made(batch_size=3),
         "seed": made(batch_size=3, seed=1),
@@ -241,7 +247,7 @@ def scales(job: Job) -> dict[str, Any]:
         for name in ("one", "other"):
             out = Path(job["work"]) / f"{recipe}-{name}"
             out.mkdir()
-            asked = job[name]
+            asked = changed(job[name], batch_size=2)
             if recipe == "text":
                 asked = changed(asked, columns={"answer": "caption"}, pictures=None)
             params = {"model": job["model"], "recipe": job[recipe], "seed": 0, "dataset": asked}

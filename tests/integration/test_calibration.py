@@ -170,6 +170,7 @@ def test_what_cannot_be_used_is_skipped_and_counted(found: Found) -> None:
         "broken picture": 1, "empty text": 1, "text with the model's own marks": 1,
     }  # fmt: skip
     assert len(spoilt["dataset"]["examples"]) == 3
+    assert "has changed since" in found["batches"]["moved"]
     outside = found["batches"]["outside"]
     assert "names a file outside" in outside
     assert "../../one/train2017" in outside
