@@ -200,9 +200,11 @@ class Cell(Strict):
 
 
 @cache
-def admits(specifier: str | None, version: str) -> bool:
-    """Whether the version lies in the specifier; None admits all."""
-    return specifier is None or SpecifierSet(specifier).contains(version, prereleases=True)
+def admits(specifier: str | None, version: str | None) -> bool:
+    """Whether the version lies in the specifier; None admits all, and no version lies in one."""
+    if specifier is None or version is None:
+        return specifier is None
+    return SpecifierSet(specifier).contains(version, prereleases=True)
 
 
 def globs(text: Globs) -> tuple[str, ...]:

@@ -198,7 +198,9 @@ def quantize(
     out: Annotated[Path, typer.Option("--out", help="Where the checkpoint goes; must not exist yet.")],
     environment: Annotated[
         str | None,
-        typer.Option("--environment", help="A quantize environment [default: the newest ModelOpt]."),
+        typer.Option(
+            "--environment", help="A quantize environment [default: the newest of the recipe's producer]."
+        ),
     ] = None,
     dataset: Annotated[
         str | None,

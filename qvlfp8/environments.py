@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from packaging.version import InvalidVersion, Version
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from qvlfp8.yamlfile import Strict
 
@@ -20,6 +20,9 @@ def _is_version(text: str) -> str:
 PackageVersion = Annotated[str, AfterValidator(_is_version)]
 
 Device = Literal["cuda", "cpu"]
+
+Producer = Literal["modelopt", "llmcompressor"]
+"""Who makes checkpoints."""
 
 
 class _Environment(Strict):
@@ -39,26 +42,46 @@ class _Environment(Strict):
 
 
 class QuantizeEnvironment(_Environment):
-    """One locked set of packages that makes checkpoints: ModelOpt x transformers x torch."""
+    """One locked set of packages that makes checkpoints: a producer x transformers x torch."""
 
-    modelopt: PackageVersion
+    modelopt: PackageVersion | None = None
+    llmcompressor: PackageVersion | None = None
     transformers: PackageVersion
     kind: Literal["quantize"] = Field(default="quantize", exclude=True)
 
-    @property
-    def id(self) -> str:
-        """``modelopt-VERSION``, and the label."""
-        return f"modelopt-{self.modelopt}{self.suffix}"
+    @model_validator(mode="after")
+    def _one_producer(self) -> QuantizeEnvironment:
+        if (self.modelopt is None) == (self.llmcompressor is None):
+            raise ValueError("give `modelopt` or `llmcompressor`: an environment has one producer")
+        return self
 
     @property
-    def package(self) -> tuple[str, str]:
+    def id(self) -> str:
+        """``modelopt-VERSION`` or ``llmcompressor-VERSION``, and the label."""
+        return f"{'-'.join(self.package)}{self.suffix}"
+
+    @property
+    def package(self) -> tuple[Producer, str]:
         """The package that the environment is about, and its version."""
-        return "modelopt", self.modelopt
+        if self.llmcompressor is not None:
+            return "llmcompressor", self.llmcompressor
+        return "modelopt", self.modelopt or ""
+
+    @property
+    def producer(self) -> Producer:
+        """Who quantizes here: only recipes of its have cells in the environment."""
+        return self.package[0]
+
+    @property
+    def version(self) -> Version:
+        """The producer's."""
+        return Version(self.package[1])
 
     @property
     def requirement(self) -> str:
         """What is asked of the index for it."""
-        return f"nvidia-modelopt[hf]=={self.modelopt}"
+        name, version = self.package
+        return f"{'nvidia-modelopt[hf]' if name == 'modelopt' else name}=={version}"
 
 
 class ServeEnvironment(_Environment):

@@ -197,9 +197,21 @@ def _cells_of(
     model_ids = named("models", (m.id for m in file.models))
     serve_ids = named("serve", (e.id for e in file.serve))
     variant_ids = named("variants", (v.id for v in file.variants))
-    for recipe, quantize, model, serve, variant in product(
-        (r for r in recipes.values() if r.id in recipe_ids),
-        (e for e in file.quantize if e.id in quantize_ids),
+    made = [
+        (recipe, environment)
+        for recipe, environment in product(recipes.values(), file.quantize)
+        if recipe.id in recipe_ids
+        and environment.id in quantize_ids
+        and recipe.producer == environment.producer
+    ]
+    if not made:
+        raise document.error(
+            (*where, "quantize"),
+            "none of these environments has the producer (`exporter`) of one of the row's recipes",
+            mend="name environments of that producer, or other recipes",
+        )
+    for (recipe, quantize), model, serve, variant in product(
+        made,
         (m for m in file.models if m.id in model_ids),
         (e for e in file.serve if e.id in serve_ids),
         (v for v in file.variants if v.id in variant_ids),

@@ -96,6 +96,11 @@ class Recipe(RecipeFile):
     id: str
 
     @property
+    def producer(self) -> Literal["modelopt", "llmcompressor"]:
+        """Who makes it: the recipe has cells in that producer's environments."""
+        return "modelopt" if self.exporter == "modelopt-hf" else "llmcompressor"
+
+    @property
     def meaning(self) -> dict[str, Any]:
         """What it says to do, as JSON: without what is there for readers only."""
         return self.model_dump(mode="json", exclude={"description", "link", "aliases"})

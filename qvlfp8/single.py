@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
-
-from qvlfp8 import __version__, checkpoint, dataset, digest
+from qvlfp8 import __version__, checkpoint, dataset, digest, families
 from qvlfp8.dataset import Dataset
 from qvlfp8.engine import Batch, Engine, Exit, Job
 from qvlfp8.environments import Environment
@@ -74,14 +72,14 @@ def prepare(
         UsageError: an unknown recipe or environment; an output folder that exists; no such model; options of
             a data set that name none, or none that fits the recipe.
         CheckpointError: the model's folder is not a checkpoint.
-        UnknownModelError: it is not Qwen2.5-VL.
+        UnknownModelError: it is of no known family.
         LockError: the environment's lock cannot be used.
     """
     recipes = project.matrix.recipes
     found = find_recipe(recipes, recipe)
     if found is None:
         raise UsageError(f"no recipe {recipe!r}", mend=f"name one of {', '.join(recipes)}")
-    chosen = _environment(project, environment)
+    chosen = _environment(project, found, environment)
     _check_free(out)
     return Request(
         recipe=found,
@@ -102,12 +100,24 @@ def _check_free(out: Path) -> None:
         raise UsageError(f"{out}: exists already", mend="name a folder that does not exist yet (--out)")
 
 
-def _environment(project: Project, name: str | None) -> Environment:
+def _environment(project: Project, recipe: Recipe, name: str | None) -> Environment:
+    """The environment of that name, or the newest of the recipe's producer."""
     known = {e.id: e for e in project.matrix.file.quantize}
+    fit = {e.id: e for e in known.values() if e.producer == recipe.producer}
+    if name is None and fit:
+        return max(fit.values(), key=lambda e: e.version)
     if name is None:
-        return max(known.values(), key=lambda e: Version(e.modelopt))
+        raise UsageError(
+            f"{recipe.id} is made by {recipe.producer}, of which there is no environment",
+            mend=f"add a line of it to `quantize` in {project.matrix.path.name}, then `nox -s lock`",
+        )
     if name not in known:
-        raise UsageError(f"no quantize environment {name!r}", mend=f"name one of {', '.join(known)}")
+        raise UsageError(f"no quantize environment {name!r}", mend=f"name one of {', '.join(fit or known)}")
+    if name not in fit:
+        raise UsageError(
+            f"{recipe.id} is made by {recipe.producer}, and {name} has {known[name].producer}",
+            mend=f"name one of {', '.join(fit)}" if fit else None,
+        )
     return known[name]
 
 
@@ -125,10 +135,12 @@ def _model(model: str) -> str:
         config = checkpoint.read(folder).config
     except NotACheckpoint as error:
         raise CheckpointError(f"{error.file}: {error.problem}", mend=error.mend) from None
-    if config.get("model_type") != "qwen2_5_vl":
+    if config.get("model_type") not in families.FAMILIES:
+        known = " or ".join(family.title for family in families.FAMILIES.values())
         raise UnknownModelError(
-            f"{folder / 'config.json'}: model_type: {config.get('model_type')!r} is not qwen2_5_vl",
-            mend="use a Qwen2.5-VL model; no other architecture is known yet",
+            f"{folder / 'config.json'}: model_type: {config.get('model_type')!r} is not one of "
+            f"{', '.join(families.EVERY)}",
+            mend=f"use a {known} model; no other architecture is known yet",
         )
     return str(folder.resolve())
 

@@ -63,7 +63,7 @@ def run_quantize(
         )
     size = f"{record.measured['tensors']} tensors, {record.measured['bytes'] / 1e6:.1f} MB"
     shown = _shown(record.measured["quantize"]["calibration"])
-    console.print(f"{out}: {size}; calibrated on {shown}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}: {size}; {shown}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_what_must_be_fetched(request: single.Request) -> None:
@@ -82,7 +82,11 @@ def _refuse_what_must_be_fetched(request: single.Request) -> None:
 
 
 def _shown(calibration: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{calibration[what]} {what}" for what in ("samples", "images", "tokens"))
+    if calibration["modality"] == "none":
+        return "nothing to calibrate"
+    counts = "calibrated on " + ", ".join(
+        f"{calibration[what]} {what}" for what in ("samples", "images", "tokens")
+    )
     if (found := calibration.get("dataset")) is None:
         return f"{counts} of the recipe's own"
     skipped = ", ".join(f"{count} x {reason}" for reason, count in sorted(found["skipped"].items()))

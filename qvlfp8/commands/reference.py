@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
 from rich.console import Console
 
 from qvlfp8 import reference
@@ -149,9 +148,10 @@ def run_eval(
 def _work(
     worker: str, params: Mapping[str, Any], out: Path, matrix: Path, store: Path | None, *, here: bool
 ) -> dict[str, Any]:
-    """Run one job in the newest quantize environment, which has torch and transformers, or in this Python."""
+    """Run one job in the newest environment of ModelOpt, which has torch, or in this Python."""
     project = Project.open(matrix, store)
-    environment = max(project.matrix.file.quantize, key=lambda e: Version(e.modelopt))
+    made_with = [e for e in project.matrix.file.quantize if e.producer == "modelopt"]
+    environment = max(made_with or project.matrix.file.quantize, key=lambda e: e.version)
     with ExitStack() as stack:
         progress = stack.enter_context(ConsoleProgress(Console(stderr=True), verbose=False))
         settings = project.matrix.file.locks

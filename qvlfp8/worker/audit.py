@@ -1,8 +1,8 @@
 """Which modules of a live model really are quantized, held against what the recipe says.
 
-ModelOpt goes by name patterns and does not complain of one that matches nothing, or too much. So
+Producers go by name patterns and do not complain of one that matches nothing, or too much. So
 the model itself is asked, after calibration and before the export. What is expected comes from
-module types and positions, not from the patterns that ModelOpt was given.
+module types and positions, not from the patterns that they were given. :func:`check` is for ModelOpt.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def check(model: Any, recipe: Recipe, places: Mapping[Scope, str]) -> Audit:
         Refused: ``recipe-matches-no-module`` if a part of the recipe has nothing to quantize,
             ``recipe-not-honoured`` if a quantizer is missing, uncalibrated, or one too many.
     """
-    linears = {scope: _linears(model, place) for scope, place in places.items()}
+    named = {scope: linears(model, place) for scope, place in places.items()}
     attentions = {part: _attentions(model, places[part]) for part in PARTS}
-    _refuse_empty(recipe, recipe["scope"], linears, "linear layer")
-    _refuse_empty(recipe, recipe["kv_cache"]["attention"], attentions, "attention")
+    refuse_empty(recipe, recipe["scope"], named, "linear layer")
+    refuse_empty(recipe, recipe["kv_cache"]["attention"], attentions, "attention")
     expected = {
         f"{name}.{kind}_quantizer"
         for scope in recipe["scope"]
-        for name in linears[scope]
+        for name in named[scope]
         for kind in ("weight", "input")
     } | {
         f"{name}.{kind}_bmm_quantizer"
@@ -99,12 +99,22 @@ def check(model: Any, recipe: Recipe, places: Mapping[Scope, str]) -> Audit:
         for kind in ("k", "v")
     }
     enabled, calibrated = _quantizers(model)
-    _refuse_differences(recipe, expected, enabled, calibrated)
+    modality = recipe["calibration"]["modality"]
+    refuse_differences(
+        recipe,
+        {
+            "of its quantizers are off": expected - enabled,
+            "quantizers that it does not name are on": enabled - expected,
+            f"of its quantizers saw no value while calibrating on {modality}": (
+                (expected & enabled) - calibrated
+            ),
+        },
+    )
     return Audit(
         modules={
             part: [
-                sum(f"{name}.weight_quantizer" in calibrated for name in linears[part]),
-                len(linears[part]),
+                sum(f"{name}.weight_quantizer" in calibrated for name in named[part]),
+                len(named[part]),
             ]
             for part in PARTS
         },
@@ -115,7 +125,8 @@ def check(model: Any, recipe: Recipe, places: Mapping[Scope, str]) -> Audit:
     )
 
 
-def _linears(model: Any, place: str) -> set[str]:
+def linears(model: Any, place: str) -> set[str]:
+    """Give the names of the linear layers below a place."""
     from torch import nn
 
     return {
@@ -150,24 +161,18 @@ def _quantizers(model: Any) -> tuple[set[str], set[str]]:
     return enabled, calibrated
 
 
-def _refuse_empty(recipe: Recipe, parts: Sequence[Scope], found: Mapping[Any, set[str]], what: str) -> None:
+def refuse_empty(recipe: Recipe, parts: Sequence[Scope], found: Mapping[Any, set[str]], what: str) -> None:
+    """Refuse a recipe of which a part has nothing to quantize."""
     if empty := [part for part in parts if not found[part]]:
         raise Refused(
             "recipe-matches-no-module",
             f"recipe {recipe['id']} names {' and '.join(empty)}, "
-            f"where this model has no {what} that ModelOpt can quantize",
+            f"where this model has no {what} that can be quantized",
         )
 
 
-def _refuse_differences(recipe: Recipe, expected: set[str], enabled: set[str], calibrated: set[str]) -> None:
-    modality = recipe["calibration"]["modality"]
-    differences = {
-        "of its quantizers are off": expected - enabled,
-        "quantizers that it does not name are on": enabled - expected,
-        f"of its quantizers saw no value while calibrating on {modality}": (
-            (expected & enabled) - calibrated
-        ),
-    }
+def refuse_differences(recipe: Recipe, differences: Mapping[str, set[str]]) -> None:
+    """Refuse a model that differs from the recipe: what is said of each set of modules, where it has any."""
     complaints = [
         f"{len(names)} {what} (first: {min(names)})" for what, names in differences.items() if names
     ]

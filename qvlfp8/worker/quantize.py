@@ -1,8 +1,8 @@
-"""The quantize worker: real ModelOpt turns a model and a recipe into a checkpoint.
+"""The quantize worker: a real producer turns a model and a recipe into a checkpoint.
 
-Load, calibrate with a forward loop through the whole model, check on the live model that the recipe
-was honoured, export. The checkpoint gets its name only when it is complete. On one machine the same
-inputs and seed give the same bytes.
+Load, have it quantized, check on the live model that the recipe was honoured, export. What differs between
+producers is in one module each (:mod:`qvlfp8.worker.producer` says what they share). The checkpoint gets its
+name only when it is complete. On one machine the same inputs and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qvlfp8 import checkpoint, quantization, structure
-from qvlfp8.quant_cfg import NotExpressibleError, Recipe, quant_cfg
-from qvlfp8.worker import audit, calibration
-from qvlfp8.worker.calibration_batches import Batches
-from qvlfp8.worker.modelopt_patches import pack_nvfp4_without_a_gpu
-from qvlfp8.worker.protocol import Refused, progress
+from qvlfp8 import checkpoint, families, quantization, structure
+from qvlfp8.quant_cfg import NotExpressibleError, Recipe
+from qvlfp8.worker import audit, calibration, export_llmcompressor, export_modelopt
+from qvlfp8.worker.producer import Producer
+from qvlfp8.worker.protocol import Refused
 
 CHECKPOINT = "checkpoint"
 """Name of the folder, below a job's output folder, that holds the result."""
 
-# What a server needs beside tensors and config.json, and what ModelOpt does not write.
+_PRODUCERS: dict[str, Producer] = {"modelopt-hf": export_modelopt, "llmcompressor": export_llmcompressor}
+"""By a recipe's ``exporter``."""
+
+# What a server needs beside tensors and config.json, and what producers do not write.
 _COMPANIONS = (
     "generation_config.json",
     "tokenizer*",
@@ -40,27 +42,27 @@ _COMPANIONS = (
     "video_preprocessor_config.json",
     "processor_config.json",
 )
+_NOTHING_SHOWN = {"modality": "none", "samples": 0, "images": 0, "tokens": 0}
 _FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 
 def prepare(jobs: list[dict[str, Any]]) -> dict[str, Any]:
     """Import what every job needs and say the versions; starts no CUDA, which survives no fork."""
-    del jobs  # all need the same
     # is_available() then asks the driver's library instead of starting CUDA.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     # A small model on a busy machine spends most of its time in threads that spin at barriers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import modelopt
-    import modelopt.torch.export
-    import modelopt.torch.quantization
+    versions: dict[str, Any] = {}
+    for exporter in sorted({params["recipe"]["exporter"] for params in jobs}):
+        versions |= _PRODUCERS[exporter].versions()
     import torch
     import transformers
 
     # Lazy modules: naming a class is what imports it.
-    _ = transformers.AutoTokenizer, transformers.Qwen2_5_VLForConditionalGeneration
+    _ = transformers.AutoTokenizer, transformers.AutoModelForImageTextToText
+    _ = transformers.Qwen2_5_VLForConditionalGeneration
     calibration.image_processor_class()
-    return {
-        "modelopt": modelopt.__version__,
+    return versions | {
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -79,46 +81,50 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
 
     Returns:
         What was done: modules and attentions by part, calibration in conversations, images and
-        tokens, wall seconds, tensors written, and the configuration that ModelOpt was given.
+        tokens, wall seconds, tensors written, and the configuration that the producer was given.
 
     Raises:
         Refused: ``model-unavailable``, ``not-a-checkpoint``, ``unknown-model``,
             ``already-quantized``, ``dataset-unusable``, ``recipe-not-expressible``,
             ``recipe-matches-no-module`` or ``recipe-not-honoured``.
     """
-    import modelopt
     import torch
 
     recipe: Recipe = params["recipe"]
-    if recipe["format"] == "nvfp4":
-        pack_nvfp4_without_a_gpu()
+    producer = _PRODUCERS[recipe["exporter"]]
     source = _source(params["model"])
     torch.manual_seed(params["seed"])
     seconds: dict[str, float] = {}
     with _clock(seconds, "load"):
-        prepared = calibration.prepare(source, recipe["calibration"], params.get("dataset"), out / "dataset")
+        shown = _to_show(source, recipe, params, out)
         model = _load(source)
-        batches = prepared.batches(model)
+        batches = shown.batches(model) if shown else None
     places = audit.places(model)
     try:
-        config = quant_cfg(recipe, modelopt.__version__, places)
+        config = producer.configuration(recipe, places)
     except NotExpressibleError as error:
         raise Refused("recipe-not-expressible", f"recipe {recipe['id']}: {error}") from error
     with _clock(seconds, "quantize"):
-        _quantize(model, config, batches)
-    found = audit.check(model, recipe, places)
+        producer.quantize(model, config, batches or ())
+    found = producer.check(model, recipe, places)
     with _clock(seconds, "export"):
-        names = _export(model, source, out / CHECKPOINT, recipe)
+        names = _export(producer, model, source, out / CHECKPOINT, recipe)
     return {
         "modules": found.modules,
         "kv_attention": found.kv_attention,
-        "calibration": prepared.measured(batches),
+        "calibration": shown.measured(batches) if shown and batches else _NOTHING_SHOWN,
         "seconds": seconds,
         "device": torch.cuda.get_device_name() if _device() == "cuda" else "cpu",
         "tensors": len(names),
         "stray_scales": [name for name in names if _is_stray(name)],
-        "quant_cfg": _with_text_keys(config),
+        "configuration": _with_text_keys(config),
     }
+
+
+def _to_show(source: Path, recipe: Recipe, params: dict[str, Any], out: Path) -> calibration.Prepared | None:
+    if recipe["calibration"]["modality"] == "none":
+        return None
+    return calibration.prepare(source, recipe["calibration"], params.get("dataset"), out / "dataset")
 
 
 def _device() -> str:
@@ -135,11 +141,11 @@ def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _source(model: str) -> Path:
-    """The model's folder, downloaded if need be, once it is known to hold a plain Qwen2.5-VL."""
+    """The model's folder, downloaded if need be, once it is known to hold a plain model of a known family."""
     folder = Path(model) if Path(model).is_absolute() else _download(model)
     try:
         found = checkpoint.read(folder)
-        structure.from_config(found.config)
+        families.from_config(found.config, known=families.EVERY)
     except checkpoint.NotACheckpoint as error:
         raise Refused("not-a-checkpoint", str(error)) from error
     except structure.UnknownModel as error:
@@ -164,9 +170,9 @@ def _download(model: str) -> Path:
 def _load(source: Path) -> Any:
     """The model in BF16 on the device, every one of its tensors read from the checkpoint."""
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model, info = AutoModelForImageTextToText.from_pretrained(
         source,
         dtype=torch.bfloat16,
         use_safetensors=True,
@@ -179,29 +185,12 @@ def _load(source: Path) -> Any:
     return model.eval().to(_device())
 
 
-def _quantize(model: Any, config: dict[str, Any], batches: Batches) -> None:
-    import modelopt.torch.quantization as mtq
-    import torch
-
-    def forward_loop(whole_model: Any) -> None:
-        for done, batch in enumerate(batches, 1):
-            whole_model(**batch, use_cache=False)
-            progress("calibrating", done, len(batches))
-
-    with torch.no_grad():
-        mtq.quantize(model, config, forward_loop)
-
-
-def _export(model: Any, source: Path, target: Path, recipe: Recipe) -> list[str]:
+def _export(producer: Producer, model: Any, source: Path, target: Path, recipe: Recipe) -> list[str]:
     """Write the checkpoint whole or not at all; the sorted names of its tensors."""
-    import torch
-    from modelopt.torch.export import export_hf_checkpoint
-
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with torch.inference_mode():
-            export_hf_checkpoint(model, export_dir=partial)
+        producer.save(model, partial)
         _copy_companions(source, partial)
         if recipe["exclusions"] == "portable":
             _respell(partial)

@@ -99,7 +99,7 @@ def test_a_folder_without_a_config_is_3(tmp_path: Path) -> None:
     )
 
 
-def test_a_model_that_is_not_qwen2_5_vl_is_4(tmp_path: Path) -> None:
+def test_a_model_of_no_known_family_is_4(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     reference.write_random(folder, seed=0, tied=True)
     config = json.loads((folder / "config.json").read_text())
@@ -107,7 +107,7 @@ def test_a_model_that_is_not_qwen2_5_vl_is_4(tmp_path: Path) -> None:
     fails(
         qvlfp8("quantize", "lm-fp8", "--model", str(folder), "--out", "/x"),
         4,
-        "'llava' is not qwen2_5_vl",
+        "'llava' is not one of qwen2_vl, qwen2_5_vl, qwen3_vl",
     )
 
 
