@@ -7,14 +7,14 @@ from ``visual`` to ``model.visual``, and a checkpoint made by an older pattern h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qvlfp8.quant_cfg import PARTS, NotExpressibleError, Part, Recipe, Scope
 from qvlfp8.worker import audit
 from qvlfp8.worker.audit import Audit
-from qvlfp8.worker.producer import Batch
+from qvlfp8.worker.producer import Batches
 
 _IGNORED: Mapping[Part, tuple[str, ...]] = {
     "vision": ("re:visual.*", "re:model.visual.*"),
@@ -46,7 +46,7 @@ def configuration(recipe: Recipe, places: Mapping[Scope, str]) -> dict[str, Any]
     return {"targets": "Linear", "scheme": "FP8_DYNAMIC", "ignore": ["re:.*lm_head", *left]}
 
 
-def quantize(model: Any, configuration: Mapping[str, Any], batches: Collection[Batch]) -> None:
+def quantize(model: Any, configuration: Mapping[str, Any], batches: Batches) -> None:
     """Quantize weights; with dynamic activations nothing is calibrated."""
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from qvlfp8.quant_cfg import Recipe, Scope, quant_cfg
 from qvlfp8.worker import audit
 from qvlfp8.worker.audit import Audit
 from qvlfp8.worker.modelopt_patches import pack_nvfp4_without_a_gpu
-from qvlfp8.worker.producer import Batch
+from qvlfp8.worker.producer import Batches
 from qvlfp8.worker.protocol import progress
 
 
@@ -32,7 +32,7 @@ def configuration(recipe: Recipe, places: Mapping[Scope, str]) -> dict[str, Any]
     return quant_cfg(recipe, modelopt.__version__, places)
 
 
-def quantize(model: Any, configuration: Mapping[str, Any], batches: Collection[Batch]) -> None:
+def quantize(model: Any, configuration: Mapping[str, Any], batches: Batches) -> None:
     """Quantize, with a forward loop through the whole model."""
     import modelopt.torch.quantization as mtq
     import torch

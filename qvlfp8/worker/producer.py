@@ -6,15 +6,22 @@ any environment.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from qvlfp8.quant_cfg import Recipe, Scope
 from qvlfp8.worker.audit import Audit
 
-Batch = dict[str, Any]
-"""Keyword arguments of a model's forward pass."""
+
+class Batches(Protocol):
+    """What is shown while calibrating: keyword arguments of a model's forward pass, each."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Each in turn, on the model's device."""
 
 
 class Producer(Protocol):
@@ -32,8 +39,8 @@ class Producer(Protocol):
             NotExpressibleError: it has no words for that.
         """
 
-    def quantize(self, model: Any, configuration: Mapping[str, Any], batches: Collection[Batch]) -> None:
-        """Quantize the model where it is, calibrating on keyword arguments of its forward pass."""
+    def quantize(self, model: Any, configuration: Mapping[str, Any], batches: Batches) -> None:
+        """Quantize the model where it is, calibrating on the batches."""
 
     def check(self, model: Any, recipe: Recipe, places: Mapping[Scope, str]) -> Audit:
         """Hold what of the live model is quantized against the recipe.
