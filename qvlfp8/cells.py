@@ -124,6 +124,8 @@ class Expectation(Strict):
     """
 
     cells: Globs
+    without: Globs = ()
+    """Cells among these that it does not cover."""
     shows: Annotated[dict[Stage, Identifier], Field(min_length=1)]
     """The finding by which the cause shows, of each stage where it does."""
     vllm: Specifier | None = None
@@ -142,6 +144,7 @@ class Expectation(Strict):
             and admits(self.modelopt, cell.quantize.modelopt)
             and admits(self.transformers, cell.quantize.transformers)
             and _any_of(globs(self.cells)).match(cell.subject(stage)) is not None
+            and not (self.without and _any_of(globs(self.without)).match(cell.subject(stage)))
             and stage in cell.stages
         )
 
