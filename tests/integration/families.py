@@ -1,14 +1,17 @@
-"""Small FP8 checkpoints of Qwen2-VL and Qwen3-VL, of zeros: what the plugin's other two classes load."""
+"""Small models of Qwen2-VL and Qwen3-VL: FP8 checkpoints of zeros, for loaders, and BF16 ones to quantize."""
 
 from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from qvlfp8.reference import architecture
+from qvlfp8.reference.folder import NamedTensor, write_folder
 from qvlfp8.tensorfile import write_safetensors
 
 Family = Literal["qwen2_vl", "qwen3_vl"]
@@ -180,3 +183,32 @@ def write(folder: Path, family: Family, case: Case, tokenizer: Path) -> None:
         ("preprocessor_config.json", processor),
     ):
         (folder / file).write_text(json.dumps(content))
+
+
+def write_unquantized(folder: Path, family: Family) -> None:
+    """Write the model in BF16, with the reference model's tokenizer and the ids of its tokens."""
+    config = _config(family, [])
+    del config["quantization_config"]
+    reference = architecture.model_config(tied=False)
+    config |= {name: reference[name] for name in config if name.endswith("_token_id") and name in reference}
+    write_folder(folder, config, _small_numbers(family))
+    patch = {"patch_size": config["vision_config"]["patch_size"]}
+    processor = architecture.preprocessor_config() | patch
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def _small_numbers(family: Family) -> Iterator[NamedTensor]:
+    shapes = dict(_plain(family))
+    for name, outputs, inputs, biased in (linear for part in _linears(family) for linear in part):
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        if biased:
+            shapes[f"{name}.bias"] = (outputs,)
+    drawn = random.Random(0)  # noqa: S311
+    for name, shape in sorted(shapes.items()):
+        if len(shape) == 1 and name.endswith("weight"):
+            data = b"\x80\x3f" * shape[0]  # norms: 1.0
+        else:
+            # Of either sign, from 1/32 to 1/16: the upper byte says so.
+            low = drawn.randbytes(math.prod(shape))
+            data = bytes(byte for at in low for byte in (at & 0x7F, 0x3D | at & 0x80))
+        yield name, "BF16", shape, data
