@@ -15,10 +15,11 @@ from qvlfp8.conformance import Case
 from qvlfp8.contract.data import Contract
 from qvlfp8.contract.subject import subject
 from qvlfp8.contract.verdict import Range, Verdict, merged, verdicts
+from qvlfp8.declared import UnknownDeclaration
 from qvlfp8.describe import Described
 from qvlfp8.errors import RepairError
 
-__all__ = ["Explanation", "Fault", "Mend", "covered", "explain"]
+__all__ = ["Explanation", "Fault", "Mend", "covered", "explain", "faults_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def explain(
     """
     held = described.checkpoint
     found = verdicts(subject(held), contracts)
-    faults = tuple(_faults(described, values=values))
+    faults = tuple(faults_of(described, values=values))
     explanation = Explanation(described=described, verdicts=tuple(found), faults=faults, mend=None)
     if explanation.works or described.description.method == "none":
         return explanation
@@ -148,9 +149,16 @@ def _command(explanation: Explanation, source: str, *, without_kv_cache: bool) -
     return shlex.join(words)
 
 
-def _faults(described: Described, *, values: bool) -> list[Fault]:
-    """What inspect finds without a recipe, apart from what the verdicts say already."""
+def faults_of(described: Described, *, values: bool) -> list[Fault]:
+    """What inspect finds without a recipe, apart from what the verdicts say already.
+
+    Nothing of a kind of which it is not known here what it must hold.
+    """
     case = Case(described.checkpoint, described.structure, described.declaration)
+    try:
+        _ = case.stored
+    except UnknownDeclaration:
+        return []
     checks: list[Callable[[Case], object]] = [
         conformance.check_both_configs, conformance.check_structure, conformance.check_linears,
     ]  # fmt: skip

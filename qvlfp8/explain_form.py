@@ -8,7 +8,7 @@ from dataclasses import replace
 from qvlfp8.contract.form_data import FormRecords
 from qvlfp8.contract.form_verdict import form_verdicts
 from qvlfp8.describe import Described
-from qvlfp8.explain import Explanation, Mend
+from qvlfp8.explain import Explanation, Mend, faults_of
 
 __all__ = ["explain_form"]
 
@@ -19,7 +19,9 @@ def explain_form(described: Described, records: Sequence[FormRecords]) -> Explan
     ``records`` are of the versions asked for, oldest first.
     """
     found = tuple(form_verdicts(described, records))
-    explanation = Explanation(described=described, verdicts=found, faults=(), mend=None)
+    # Headers alone: scales of channels and groups are too many to be read in a second.
+    faults = tuple(faults_of(described, values=False))
+    explanation = Explanation(described=described, verdicts=found, faults=faults, mend=None)
     if explanation.works or not explanation.known:
         return explanation
     working = [span.words for span in explanation.ranges if span.verdict.worth == "works"]

@@ -138,6 +138,10 @@ def _declare_activations() -> None:
             library.define(f"{name}(Tensor! out, Tensor input) -> ()")
 
 
+_HOPPER = 90
+"""Its compute capability, as vLLM writes it."""
+
+
 def _use_cpu_platform() -> None:
     import vllm.platforms
     from vllm.platforms.cpu import CpuPlatform
@@ -151,6 +155,18 @@ def _skip_platform_checks() -> None:
 
     _require(CpuPlatform, "check_and_update_config")
     CpuPlatform.check_and_update_config = classmethod(lambda _cls, _config: None)
+
+
+def _judge_schemes_as_hopper_would() -> None:
+    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+        CompressedTensorsConfig,
+    )
+
+    def supported(min_capability: int, error: bool = True, match_exact: bool = False) -> bool:  # noqa: ARG001
+        return min_capability == _HOPPER if match_exact else min_capability <= _HOPPER
+
+    _require(CompressedTensorsConfig, "_check_scheme_supported")
+    CompressedTensorsConfig._check_scheme_supported = staticmethod(supported)
 
 
 def _allow_fp8_kv_cache() -> None:
@@ -216,6 +232,12 @@ PATCHES: tuple[Patch, ...] = (
         versions=">=0.10",
         why="a build without kernels recognises no platform and refuses every device",
         apply=_use_cpu_platform,
+    ),
+    Patch(
+        id="judge-schemes-as-hopper-would",
+        versions=">=0.20,<0.24",
+        why="compressed-tensors' FP8 asks what the GPU can do; a CPU has no kernel for what it takes without",
+        apply=_judge_schemes_as_hopper_would,
     ),
     Patch(
         id="skip-platform-checks",

@@ -22,6 +22,8 @@ from qvlfp8.contract.shapes import different
 from qvlfp8.contract.stored import Header
 from qvlfp8.describe import Described, look
 from qvlfp8.errors import UnknownModelError
+from qvlfp8.explain import faults_of
+from qvlfp8.explain_form import explain_form
 from qvlfp8.worker.contract import write_checkpoint
 from tests.unit.test_cli import fails, qvlfp8
 from tests.unit.test_describe import PRODUCERS
@@ -68,6 +70,28 @@ def test_every_sample_was_shown_to_every_version() -> None:
     assert {of.environment for of in records} >= {"vllm-0.10.2", "vllm-0.26.0"}
     assert all(of.answers.keys() == SAMPLES.keys() for of in records)
     assert len(form_data.forms()) == len(SAMPLES)
+
+
+@NAMED
+def test_nothing_is_said_against_what_producers_write_but_what_is_known(name: str) -> None:
+    """ModelOpt 0.37.0 spells the exclusion of Qwen2.5-VL's and Qwen2-VL's tower so that it names nothing."""
+    held = rendered(SAMPLES[name])
+    expected = {"config-contradicts-tensors"} if _misspelled(held) else set()
+    assert {fault.finding for fault in faults_of(held, values=False)} == expected
+
+
+def _misspelled(held: Described) -> bool:
+    return "model.layers.visual*" in held.declaration.exclusions
+
+
+def test_what_a_checkpoint_of_another_kind_lacks_is_said() -> None:
+    sample = SAMPLES["modelopt-0.47.0 qwen3_vl nvfp4 lm no-kv untied"]
+    tensors = sample.tensors()
+    (gone, *_) = [name for name in tensors if name.endswith("weight_scale_2")]
+    del tensors[gone]
+    found = explain_form(described(sample.files(), tensors), form_data.load_all())
+    assert [fault.finding for fault in found.faults] == ["scale-missing"]
+    assert not found.works
 
 
 RAGGED = "llm-compressor 0.14.0.1 FP8_BLOCK"
