@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -132,14 +133,22 @@ def folder_digest(root: Path) -> str:
         NotACheckpoint: a file cannot be read, is no regular file, or a link leads out of the folder.
     """
     total = hashlib.sha256()
-    for path in sorted(_files_below(root), key=lambda path: os.fsencode(path.relative_to(root))):
-        try:
-            with untrusted.open_regular(path, root, mend="put the file back, or remove the link") as stream:
-                file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise NotACheckpoint(path, f"cannot be read ({error.strerror})", "put the file back") from error
-        total.update(os.fsencode(path.relative_to(root)) + f"\0{file_digest}\n".encode())
+    paths = sorted(_files_below(root), key=lambda path: os.fsencode(path.relative_to(root)))
+    # Gigabytes, in several files: one processor needs seconds for them.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for path, file_digest in zip(
+            paths, pool.map(lambda path: _file_digest(path, root), paths), strict=True
+        ):
+            total.update(os.fsencode(path.relative_to(root)) + f"\0{file_digest}\n".encode())
     return total.hexdigest()
+
+
+def _file_digest(path: Path, root: Path) -> str:
+    try:
+        with untrusted.open_regular(path, root, mend="put the file back, or remove the link") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise NotACheckpoint(path, f"cannot be read ({error.strerror})", "put the file back") from error
 
 
 def _read_object(root: Path, name: str, mend: str, bound: Allowance | None = None) -> dict[str, Any]:

@@ -424,7 +424,10 @@ def reference_eval(
 
 @app.command()
 def bundle(
-    environments: Annotated[list[str], typer.Argument(help="Serve environments, such as vllm-0.26.0.")],
+    environments: Annotated[
+        list[str],
+        typer.Argument(help="Environments, such as vllm-0.26.0; of one that quantizes only its packages."),
+    ],
     have: Annotated[
         Path, typer.Option("--have", help="What `pip list --format=freeze` said on the GPU host.")
     ],

@@ -137,6 +137,13 @@ class CudaLocks(Strict):
     serve: LockPolicy = LockPolicy()
 
 
+class BundleLocks(Strict):
+    """How locks for a GPU host without network differ: packages as released, beside that host's torch."""
+
+    quantize: LockPolicy = LockPolicy()
+    serve: LockPolicy = LockPolicy()
+
+
 class Locks(Strict):
     """How locks are resolved."""
 
@@ -147,3 +154,4 @@ class Locks(Strict):
     quantize: LockPolicy
     serve: LockPolicy
     cuda: CudaLocks = CudaLocks()
+    bundle: BundleLocks = BundleLocks()

@@ -30,8 +30,8 @@ def of_matrix(matrix: Matrix) -> dict[str, Asked]:
 
 
 def _bundles(matrix: Matrix) -> dict[str, Asked]:
-    served = (environment for environment in matrix.file.serve if environment.device == "cuda")
-    return {locks.name_of(environment, "bundle"): (environment, "bundle") for environment in served}
+    on_gpu = (e for e in matrix.environments if e.kind == "quantize" or e.device == "cuda")
+    return {locks.name_of(environment, "bundle"): (environment, "bundle") for environment in on_gpu}
 
 
 def outdated(matrix: Matrix, chosen: Sequence[Asked] | None = None) -> list[str]:

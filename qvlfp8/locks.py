@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from qvlfp8 import digest
-from qvlfp8.environments import Environment, LockPolicy
+from qvlfp8.environments import Environment
 from qvlfp8.errors import LockError
 from qvlfp8.matrix import Matrix
 
@@ -107,7 +107,7 @@ def request(matrix: Matrix, environment: Environment, target: Target = "cpu") ->
         policy = locks.cuda.quantize if environment.kind == "quantize" else locks.cuda.serve
     elif target == "bundle":
         python, platform, torch = BUNDLE_HOST.python, BUNDLE_HOST.platform, []
-        policy = LockPolicy()
+        policy = locks.bundle.quantize if environment.kind == "quantize" else locks.bundle.serve
     named = [environment.requirement]
     if environment.transformers is not None:
         named.append(f"transformers=={environment.transformers}")

@@ -14,7 +14,7 @@ from qvlfp8 import bundle
 from qvlfp8.cells import Cell
 from qvlfp8.engine.process import Processes
 from qvlfp8.engine.uv import Uv
-from qvlfp8.environments import ServeEnvironment
+from qvlfp8.environments import Environment, ServeEnvironment
 from qvlfp8.errors import UsageError
 from qvlfp8.locks import BUNDLE_HOST, read_lock
 from qvlfp8.plan import Plan, Step
@@ -43,7 +43,7 @@ def make_bundle(
     """Write what a GPU host without network needs to run these environments' cells.
 
     Args:
-        names: ids of serve environments.
+        names: ids of environments; those that quantize are brought without jobs.
         have: what ``pip list --format=freeze`` said on the host.
         split: the most that a piece may hold (``58M``), None for one whole.
         only: of the environments' cells those that match; ``everything``: not only the default slice.
@@ -78,7 +78,8 @@ def make_bundle(
             if jobs:
                 parts = [_generation(project, names, only, everything=everything, limit_s=time_limit)]
                 if truth:
-                    parts += [_truth(project, e, limit_s=time_limit) for e in environments]
+                    serving = [e for e in environments if e.kind == "serve"]
+                    parts += [_truth(project, e, limit_s=time_limit) for e in serving]
                 trees.append(_work(parts, scratch))
             for piece in bundle.write_bundle(out, trees, split=limit):
                 size = sum(path.stat().st_size for path in piece.rglob("*") if path.is_file())
@@ -87,16 +88,16 @@ def make_bundle(
         processes.stop()
 
 
-def _environment(project: Project, name: str) -> ServeEnvironment:
-    known = {e.id: e for e in project.matrix.file.serve if e.device == "cuda"}
+def _environment(project: Project, name: str) -> Environment:
+    known = {e.id: e for e in project.matrix.environments if e.kind == "quantize" or e.device == "cuda"}
     if name not in known:
-        raise UsageError(f"no serve environment {name!r} for a GPU", mend=f"name one of {', '.join(known)}")
+        raise UsageError(f"no environment {name!r} for a GPU", mend=f"name one of {', '.join(known)}")
     return known[name]
 
 
 def _tree(
     project: Project,
-    environment: ServeEnvironment,
+    environment: Environment,
     rule: bundle.Rule,
     host: dict[str, str],
     uv: Uv,

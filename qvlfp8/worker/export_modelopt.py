@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from qvlfp8.worker.audit import Audit
 from qvlfp8.worker.modelopt_patches import pack_nvfp4_without_a_gpu
 from qvlfp8.worker.producer import Batches
 from qvlfp8.worker.protocol import progress
+
+SHARD = "1GB"
+"""The largest file of a checkpoint: several are hashed and copied at once, and few bytes wait in memory."""
 
 
 def versions() -> dict[str, str]:
@@ -57,4 +61,9 @@ def save(model: Any, folder: Path) -> None:
     from modelopt.torch.export import export_hf_checkpoint
 
     with torch.inference_mode():
-        export_hf_checkpoint(model, export_dir=folder)
+        export_hf_checkpoint(model, export_dir=folder, **_in_shards(export_hf_checkpoint))
+
+
+def _in_shards(export: Any) -> dict[str, str]:
+    """The argument that bounds a file, where this ModelOpt has one: the host's memory holds one at a time."""
+    return {"max_shard_size": SHARD} if "max_shard_size" in inspect.signature(export).parameters else {}

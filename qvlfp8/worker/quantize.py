@@ -19,7 +19,7 @@ from typing import Any
 
 from qvlfp8 import checkpoint, families, quantization, structure
 from qvlfp8.quant_cfg import NotExpressibleError, Recipe
-from qvlfp8.worker import audit, calibration, export_llmcompressor, export_modelopt
+from qvlfp8.worker import audit, calibration, export_llmcompressor, export_modelopt, generate_gpu
 from qvlfp8.worker.producer import Producer
 from qvlfp8.worker.protocol import Refused
 
@@ -81,7 +81,8 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
 
     Returns:
         What was done: modules and attentions by part, calibration in conversations, images and
-        tokens, wall seconds, tensors written, and the configuration that the producer was given.
+        tokens, wall seconds, the most GPU memory held, tensors written, and the configuration that the
+        producer was given.
 
     Raises:
         Refused: ``model-unavailable``, ``not-a-checkpoint``, ``unknown-model``,
@@ -106,7 +107,8 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
         raise Refused("recipe-not-expressible", f"recipe {recipe['id']}: {error}") from error
     with _clock(seconds, "quantize"):
         producer.quantize(model, config, batches or ())
-    found = producer.check(model, recipe, places)
+    with _clock(seconds, "audit"):
+        found = producer.check(model, recipe, places)
     with _clock(seconds, "export"):
         names = _export(producer, model, source, out / CHECKPOINT, recipe)
     return {
@@ -115,6 +117,7 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
         "calibration": shown.measured(batches) if shown and batches else _NOTHING_SHOWN,
         "seconds": seconds,
         "device": torch.cuda.get_device_name() if _device() == "cuda" else "cpu",
+        "peak_gpu_mb": generate_gpu.peak_memory_mb(_device()),
         "tensors": len(names),
         "stray_scales": [name for name in names if _is_stray(name)],
         "configuration": _with_text_keys(config),
@@ -168,13 +171,17 @@ def _download(model: str) -> Path:
 
 
 def _load(source: Path) -> Any:
-    """The model in BF16 on the device, every one of its tensors read from the checkpoint."""
+    """The model in BF16 on the device, every one of its tensors read from the checkpoint.
+
+    Weights go to a GPU one by one: the host never holds the whole model.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
 
     model, info = AutoModelForImageTextToText.from_pretrained(
         source,
         dtype=torch.bfloat16,
+        device_map="cuda" if _device() == "cuda" else None,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported in info, and refused below
@@ -182,7 +189,7 @@ def _load(source: Path) -> Any:
     if wrong := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
         details = "; ".join(f"{len(n)} {kind} (first: {n[0]})" for kind, n in sorted(wrong.items()))
         raise Refused("not-a-checkpoint", f"{source} does not fit its config.json: {details}")
-    return model.eval().to(_device())
+    return model.eval()
 
 
 def _export(producer: Producer, model: Any, source: Path, target: Path, recipe: Recipe) -> list[str]:

@@ -139,7 +139,7 @@ def test_rules_that_match_hold_together() -> None:
 
 def test_the_shipped_rules_say_why_for_everything_left_out() -> None:
     file = bundle.read_bundles(ROOT / "bundles.yaml")
-    for name in ("vllm-0.10.2", "vllm-0.12.0", "vllm-0.22.1", "vllm-0.26.0"):
+    for name in ("vllm-0.10.2", "vllm-0.12.0", "vllm-0.22.1", "vllm-0.26.0", "modelopt-0.47.0"):
         assert all(item.reason and (item.packages or item.files) for item in file.rule(name).without)
     assert file.rule("vllm-0.10.2").compute_capability == 90
 
