@@ -237,6 +237,14 @@ def quantize(
             "--max-length", help="Tokens of a sample; text is cut there, no picture [default: 2048]."
         ),
     ] = None,
+    hf_ptq: Annotated[
+        Path | None,
+        typer.Option(
+            "--hf-ptq",
+            metavar="FOLDER",
+            help="Have hf_ptq.py of this Model-Optimizer checkout do it, on the same samples (needs a GPU).",
+        ),
+    ] = None,
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,
     time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds.")] = 4 * 3600.0,
@@ -252,7 +260,7 @@ def quantize(
         batch_size=batch_size, max_length=max_length,
     )  # fmt: skip
     run_quantize(
-        matrix_file, store, recipe, model, out, environment, options,
+        matrix_file, store, recipe, model, out, environment, options, hf_ptq=hf_ptq,
         time_limit=time_limit, engine=engine, verbose=verbose,
     )  # fmt: skip
 

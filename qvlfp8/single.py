@@ -24,6 +24,7 @@ from qvlfp8.errors import (
     UsageError,
     WorkerError,
 )
+from qvlfp8.hf_ptq import find_script
 from qvlfp8.hub import downloaded
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock, read_lock
@@ -56,6 +57,8 @@ class Request:
     environment: Environment
     lock: Lock
     dataset: Dataset | None = None
+    hf_ptq: Path | None = None
+    """Upstream's script, which is to do it (:mod:`qvlfp8.hf_ptq`)."""
 
 
 def prepare(
@@ -65,12 +68,14 @@ def prepare(
     out: Path,
     environment: str | None,
     options: dataset.Options = dataset.NONE,
+    checkout: Path | None = None,
 ) -> Request:
     """Check a request.
 
     Raises:
         UsageError: an unknown recipe or environment; an output folder that exists; no such model; options of
-            a data set that name none, or none that fits the recipe.
+            a data set that name none, or none that fits the recipe; a ``checkout`` of Model-Optimizer without
+            its script, or for a recipe that this cannot do.
         CheckpointError: the model's folder is not a checkpoint.
         UnknownModelError: it is of no known family.
         LockError: the environment's lock cannot be used.
@@ -88,6 +93,7 @@ def prepare(
         environment=chosen,
         lock=read_lock(project.matrix, chosen),
         dataset=dataset.parse(options, found),
+        hf_ptq=find_script(checkout, found) if checkout else None,
     )
 
 
@@ -204,6 +210,7 @@ def _make(
         "recipe": recipe,
         "seed": request.recipe.calibration.seed,
         **({"dataset": chosen.asked} if chosen else {}),
+        **({"hf_ptq": str(request.hf_ptq)} if request.hf_ptq else {}),
     }
     made, verdict = _run_one(
         engine,
@@ -213,7 +220,11 @@ def _make(
         partial,
         time_limit_s,
         progress,
-        reads=(model_folder(request.model), *(chosen.reads if chosen else ())),
+        reads=(
+            model_folder(request.model),
+            *(chosen.reads if chosen else ()),
+            *((request.hf_ptq.parent,) if request.hf_ptq else ()),
+        ),
     )
     if verdict.status != "pass":
         raise _as_error(verdict, request.recipe)
@@ -226,6 +237,8 @@ def _make(
     inputs = {"model": request.model, "recipe": recipe, "lock": request.lock.digest}
     if chosen:
         inputs["dataset"] = chosen.inputs(made["measured"]["calibration"]["dataset"])
+    if request.hf_ptq:
+        inputs["hf_ptq"] = made["measured"]["hf_ptq"]
     return Record(
         stage="inspect",
         subject=f"{request.recipe.id}/{request.environment.id}/{request.model}",
@@ -241,6 +254,7 @@ def _make(
         fault=verdict.fault,
         repeat=f"qvlfp8 quantize {request.recipe.id} --model {request.model} --out {request.out}"
         + (f" {chosen.options()}" if chosen else "")
+        + (f" --hf-ptq {request.hf_ptq.parents[2]}" if request.hf_ptq else "")
         + (" --engine docker" if engine.name == "docker" else ""),
         qvlfp8=__version__,
     )

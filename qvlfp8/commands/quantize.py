@@ -29,6 +29,7 @@ def run_quantize(
     environment: str | None,
     options: dataset.Options = dataset.NONE,
     *,
+    hf_ptq: Path | None = None,
     time_limit: float,
     engine: EngineName,
     verbose: bool,
@@ -40,7 +41,7 @@ def run_quantize(
     """
     console = Console(stderr=True)
     project = Project.open(matrix, store)
-    request = single.prepare(project, recipe, model, out, environment, options)
+    request = single.prepare(project, recipe, model, out, environment, options, hf_ptq)
     if engine == "docker":
         _refuse_what_must_be_fetched(request)
     with ExitStack() as stack:

@@ -32,8 +32,12 @@ class Prepared:
     batch_size: int = 1
 
     def batches(self, model: Any) -> Batches:
-        """Batches on the device of the loaded model."""
+        """Batches on the device of the loaded model; without one they can be counted, not made."""
         return Batches(self.encoder, model, self.conversations, self.batch_size)
+
+    def texts(self) -> list[tuple[str, int]]:
+        """Each conversation as the chat template wrote it, and how many tokens that is."""
+        return [(self.encoder.decode(one.ids), len(one.ids)) for one in self.conversations]
 
     def measured(self, batches: Batches) -> dict[str, Any]:
         """What a result says of it: counts of what is shown, and of what is not."""

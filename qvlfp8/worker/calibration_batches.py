@@ -91,6 +91,11 @@ class Encoder:
             ids=tuple(kept), images=len(conversation.pictures), cut=len(kept) < len(ids), open=reopen
         )
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, the model's own marks included."""
+        text: str = self._tokenizer.decode(ids)
+        return text
+
     def _prompt(self, conversation: Conversation) -> str:
         question: list[dict[str, str]] = [{"type": "image"} for _ in conversation.pictures]
         question.append({"type": "text", "text": conversation.question})
@@ -124,8 +129,6 @@ class Batches:
         if size > 1:
             conversations = sorted(conversations, key=lambda one: len(one.ids))
         self._groups = [conversations[at : at + size] for at in range(0, len(conversations), size)]
-        # From transformers 5 on the model wants to be told which tokens stand for pictures.
-        self._typed = "mm_token_type_ids" in inspect.signature(type(model).forward).parameters
         self.samples = len(conversations)
         self.images = sum(one.images for one in conversations)
         self.tokens = sum(len(one.ids) for one in conversations)
@@ -136,9 +139,11 @@ class Batches:
         return len(self._groups)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        # From transformers 5 on the model wants to be told which tokens stand for pictures.
+        typed = "mm_token_type_ids" in inspect.signature(type(self._model).forward).parameters
         for group in self._groups:
             batch = self._batch(group)
-            if self._typed:
+            if typed:
                 is_image = batch["input_ids"] == self._model.config.image_token_id
                 batch["mm_token_type_ids"] = is_image.int()
             yield {name: tensor.to(self._model.device) for name, tensor in batch.items()}

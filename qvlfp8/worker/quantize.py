@@ -12,14 +12,22 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qvlfp8 import checkpoint, families, quantization, structure
 from qvlfp8.quant_cfg import NotExpressibleError, Recipe
-from qvlfp8.worker import audit, calibration, export_llmcompressor, export_modelopt, generate_gpu
+from qvlfp8.worker import (
+    audit,
+    calibration,
+    export_llmcompressor,
+    export_modelopt,
+    generate_gpu,
+    hf_ptq,
+)
 from qvlfp8.worker.producer import Producer
 from qvlfp8.worker.protocol import Refused
 
@@ -76,7 +84,8 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
     Args:
         params: ``model`` (a folder's absolute path, or a Hugging Face id), ``recipe`` (a
             :class:`~qvlfp8.quant_cfg.Recipe`) and ``seed``; perhaps ``dataset`` (an
-            :class:`~qvlfp8.worker.calibration_tables.Asked`) instead of the recipe's own samples.
+            :class:`~qvlfp8.worker.calibration_tables.Asked`) instead of the recipe's own samples, and
+            ``hf_ptq``, the script that is to do it (:mod:`qvlfp8.worker.hf_ptq`).
         out: an existing folder.
 
     Returns:
@@ -98,6 +107,8 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with _clock(seconds, "load"):
         shown = _to_show(source, recipe, params, out)
+        if shown and "hf_ptq" in params:
+            return _run_hf_ptq(Path(params["hf_ptq"]), recipe, source, shown, out)
         model = _load(source)
         batches = shown.batches(model) if shown else None
     places = audit.places(model)
@@ -110,7 +121,7 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
     with _clock(seconds, "audit"):
         found = producer.check(model, recipe, places)
     with _clock(seconds, "export"):
-        names = _export(producer, model, source, out / CHECKPOINT, recipe)
+        names = _export(partial(producer.save, model), source, out / CHECKPOINT, recipe)
     return {
         "modules": found.modules,
         "kv_attention": found.kv_attention,
@@ -121,6 +132,26 @@ def run(params: dict[str, Any], out: Path) -> dict[str, Any]:
         "tensors": len(names),
         "stray_scales": [name for name in names if _is_stray(name)],
         "configuration": _with_text_keys(config),
+    }
+
+
+def _run_hf_ptq(
+    script: Path, recipe: Recipe, source: Path, shown: calibration.Prepared, out: Path
+) -> dict[str, Any]:
+    """Have upstream's script do it: its live model cannot be asked, its export is inspected like any."""
+    import torch
+
+    seconds: dict[str, float] = {}
+    export = partial(hf_ptq.export, script, recipe, source, shown.texts())
+    with _clock(seconds, "export"):
+        names = _export(export, source, out / CHECKPOINT, recipe)
+    return {
+        "calibration": shown.measured(shown.batches(None)),
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name(),
+        "tensors": len(names),
+        "stray_scales": [name for name in names if _is_stray(name)],
+        "hf_ptq": hf_ptq.described(script),
     }
 
 
@@ -192,21 +223,21 @@ def _load(source: Path) -> Any:
     return model.eval()
 
 
-def _export(producer: Producer, model: Any, source: Path, target: Path, recipe: Recipe) -> list[str]:
+def _export(save: Callable[[Path], None], source: Path, target: Path, recipe: Recipe) -> list[str]:
     """Write the checkpoint whole or not at all; the sorted names of its tensors."""
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = target.with_name(target.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        producer.save(model, partial)
-        _copy_companions(source, partial)
+        save(unfinished)
+        _copy_companions(source, unfinished)
         if recipe["exclusions"] == "portable":
-            _respell(partial)
-        names = list(checkpoint.read(partial).tensors)
-        for file in partial.iterdir():
+            _respell(unfinished)
+        names = list(checkpoint.read(unfinished).tensors)
+        for file in unfinished.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, which another user could not serve
-        partial.rename(target)
+        unfinished.rename(target)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return names
 
