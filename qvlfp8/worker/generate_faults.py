@@ -16,6 +16,7 @@ Stage = Literal["load", "generate"]
 _MACHINE = (
     "out of memory", "No available memory", "Free memory on device", "not enough memory",
     "desired GPU memory utilization", "gpu_memory_utilization", "larger than the available KV cache memory",
+    "Error in memory profiling", "Failed to find a kernel",
     "CUDA error", "CUDA driver", "cuda runtime", "NVML", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL",
     "No CUDA GPUs", "re-initialize CUDA", "initialization error",
     "Found no NVIDIA driver", "Torch not compiled with CUDA", "no kernel image",

@@ -129,6 +129,8 @@ def test_questions_without_a_picture_come_first_and_replies_in_order() -> None:
         (OSError("Can't load the configuration of 'x'"), "checkpoint"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "environment"),
         (ValueError("No available memory for the cache blocks."), "environment"),
+        (AssertionError("Error in memory profiling. Initial free memory 138 GiB"), "environment"),
+        (ValueError("Failed to find a kernel that can implement the NVFP4 linear layer."), "environment"),
         (RuntimeError("Failed to find C compiler"), "environment"),
         (RuntimeError("operator expected at most 0 argument(s)"), "environment"),
         (ModuleNotFoundError("No module named 'xformers'"), "environment"),
