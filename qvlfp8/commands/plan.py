@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qvlfp8.cells import Cell
+from qvlfp8.cells import Cell, select
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.survey import survey
@@ -22,25 +22,26 @@ def show_plan(
     cells = project.cells(only=only, everything=everything)
     plan = project.plan(cells, project.locks(cells))
     cached = {digest for digest, seen in survey(plan, project.lookup).items() if seen.final}
-    left_out = _left_out(project, cells, only)
+    asked = select((cell for cell, _ in project.matrix.excluded), only=only, everything=everything)
+    excluded = [(cell.id, reason) for cell, reason in project.matrix.excluded if cell in asked]
+    left_out = [*excluded, *_not_asked(project, cells, only)]
     if as_json:
         print(json.dumps(_plan_json(plan, cached, left_out), indent=1, ensure_ascii=False))
         return
     for cell in cells:
         steps = [f"{s.stage}{' ✓' if s.digest in cached else ''}" for s in plan.of_cell(cell)]
         print(f"{cell.id}  {' · '.join(steps)}")
-    for cell, reason in project.matrix.excluded:
-        print(f"- {cell.id}  left out: {reason}")
-    counts = Counter(reason for _, reason in left_out[len(project.matrix.excluded) :])
+    for name, reason in excluded:
+        print(f"- {name}  left out: {reason}")
+    counts = Counter(reason for _, reason in left_out[len(excluded) :])
     rest = "".join(f"; {number} cells {reason}" for reason, number in counts.items())
     print(f"{len(cells)} cells, {len(plan.steps)} steps ({len(cached)} cached, marked ✓){rest}")
 
 
-def _left_out(project: Project, cells: Sequence[Cell], only: Sequence[str]) -> list[tuple[str, str]]:
+def _not_asked(project: Project, cells: Sequence[Cell], only: Sequence[str]) -> list[tuple[str, str]]:
     chosen = {cell.id for cell in cells}
     why = "not named by --only" if only else "not in the default slice (--all)"
-    by_choice = [(cell.id, why) for cell in project.matrix.cells if cell.id not in chosen]
-    return [(cell.id, reason) for cell, reason in project.matrix.excluded] + by_choice
+    return [(cell.id, why) for cell in project.matrix.cells if cell.id not in chosen]
 
 
 def _plan_json(plan: Plan, cached: set[str], left_out: list[tuple[str, str]]) -> dict[str, Any]:

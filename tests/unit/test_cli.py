@@ -208,3 +208,10 @@ def test_plan_counts_the_cells_that_were_not_asked_for() -> None:
     done = qvlfp8("plan", "--only", "vlm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.26.0")
     assert "cells not named by --only" in done.stdout.splitlines()[-1]
     assert len(done.stdout.splitlines()) == 2
+
+
+def test_plan_says_why_cells_that_were_asked_for_are_left_out() -> None:
+    done = qvlfp8("plan", "--only", "lm-*/modelopt-0.47.0/seeing-untied/vllm-0.32.0-cpu")
+    left_out = [line for line in done.stdout.splitlines() if line.startswith("- ")]
+    assert [line.split("/")[0] for line in left_out] == ["- lm-nvfp4-kv-fp8", "- lm-nvfp4"]
+    assert all(line.endswith("left out: vLLM's CPU build has no kernel for NVFP4") for line in left_out)
