@@ -147,15 +147,28 @@ def read_bytes(tensor: Tensor) -> bytes:
         return _read_from(stream, tensor)
 
 
-def _read_from(stream: BufferedReader, tensor: Tensor) -> bytes:
+def blocks(tensor: Tensor, size: int = 8 << 20) -> Iterator[bytes]:
+    """Read the bytes of one tensor in blocks of ``size``, so that little of it is in memory at once.
+
+    Raises:
+        NotACheckpoint: as :func:`read_bytes`.
+    """
+    with open_regular(tensor.file) as stream:
+        for start in range(0, tensor.nbytes, size):
+            stop = min(start + size, tensor.nbytes)
+            yield _read_from(stream, tensor, start, stop)
+
+
+def _read_from(stream: BufferedReader, tensor: Tensor, start: int = 0, stop: int | None = None) -> bytes:
+    wanted = (tensor.nbytes if stop is None else stop) - start
     try:
-        stream.seek(tensor.start)
-        data = stream.read(tensor.nbytes)
+        stream.seek(tensor.start + start)
+        data = stream.read(wanted)
     except OSError as error:
         raise NotACheckpoint(
             tensor.file, f"cannot be read ({error.strerror})", "put the file back"
         ) from error
-    if len(data) != tensor.nbytes:
+    if len(data) != wanted:
         _malformed(tensor.file, f"it ends inside the data of {tensor.name!r}")
     return data
 

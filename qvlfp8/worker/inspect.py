@@ -1,7 +1,7 @@
 """Worker ``inspect``: hold a checkpoint against its own configuration, and against its recipe.
 
-Needs no package at all, so it runs in any environment. It reads headers and scales only, and all
-bytes once for the digest. What is wrong with a checkpoint is measured, never raised.
+Needs no package at all, so it runs in any environment. It reads headers, and all bytes twice: for what no
+weight may hold, and for the digest. What is wrong with a checkpoint is measured, never raised.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:  # noqa: ARG001
     try:
         held = checkpoint.read(root)
         case = of_checkpoint(held)
-        problems = list(check_all(case, params["recipe"]))
-        digest = checkpoint.folder_digest(root)
+        with ThreadPoolExecutor(1) as beside:
+            hashing = beside.submit(checkpoint.folder_digest, root)
+            problems = list(check_all(case, params["recipe"]))
+        digest = hashing.result()
     except checkpoint.NotACheckpoint as error:
         raise Refused("not-a-checkpoint", str(error)) from error
     except structure.UnknownModel as error:

@@ -67,12 +67,14 @@ class JobResult:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON so that it is either whole or not there."""
+    """Write JSON so that it is either whole or not there, should the process end.
+
+    Not synced, which would wait for every gigabyte that a job has written before: what outlives the machine
+    is the store's, which syncs its records.
+    """
     partial = path.with_name(path.name + ".part")
     with partial.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
     partial.replace(path)
 
 
