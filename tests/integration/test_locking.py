@@ -22,7 +22,7 @@ def test_versions_that_exclude_each_other_are_a_result(sandbox: Sandbox, says: S
         f"cells:\n  - {{recipes: lm-fp8, quantize: modelopt-0.47.0, models: seeing-untied, serve: {name}}}\n"
     )
     text = matrix.read_text()
-    matrix.write_text(text.replace(line, line + added).replace("cells:\n", row))
+    matrix.write_text(text.replace(line, line + added).replace("\ncells:\n", f"\n{row}"))
     says(sandbox.run("lock", name, f"{name}.cuda"), 6, [f"{name} does not resolve", "shows: {resolve"])
     project = sandbox.project()
     for target in ("cpu", "cuda"):
