@@ -1,11 +1,14 @@
 import json
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qvlfp8 import tensorfile
+from qvlfp8.conformance import values
 from qvlfp8.structure import spellings
 from qvlfp8.worker import inspect
 from qvlfp8.worker.protocol import Refused
@@ -369,9 +372,22 @@ NAN_FP8 = ("F8_E4M3", (48, 32), b"\x38" * (48 * 32 - 1) + b"\x7f")
         ("model.norm.weight", ("BF16", (32,), b"\x80\x3f" * 31 + b"\x80\xff"), "weight-not-finite"),
     ],
 )
-def test_weights_that_cannot_be(tmp_path: Path, name: str, entry: Entry, finding: str) -> None:
+@pytest.mark.parametrize("size", [8 << 20, 6])
+def test_weights_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, entry: Entry, finding: str, size: int
+) -> None:
+    monkeypatch.setattr(values, "blocks", partial(tensorfile.blocks, size=size))
     measured = inspected(export(tmp_path, change=lambda tensors: tensors.update({name: entry})))
     assert found(measured) == {(finding, name)}
+
+
+def test_a_weight_that_only_begins_with_zeros_is_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "blocks", partial(tensorfile.blocks, size=6))
+    entry: Entry = ("F8_E4M3", (48, 32), bytes(48 * 32 - 1) + b"\x38")
+    folder = export(tmp_path, change=lambda tensors: tensors.update({f"{LAYER}.mlp.up_proj.weight": entry}))
+    assert found(inspected(folder)) == set()
 
 
 def test_the_largest_finite_numbers_are_no_problem(tmp_path: Path) -> None:

@@ -108,6 +108,13 @@ def test_expectations_cover_by_glob_and_by_both_versions(tmp_path: Path) -> None
     assert not any(matrix.expected(c, "inspect") for c in matrix.cells)
 
 
+def test_an_expectation_leaves_out_what_it_says(tmp_path: Path) -> None:
+    text = with_expectation("lm-fp8/*", ', without: "*/modelopt-0.41.0/*/vllm-0.13.0"')
+    matrix = read_matrix(write_project(tmp_path, text))
+    left = [c.id for c in matrix.cells if not matrix.expected(c, "preflight")]
+    assert left == ["lm-fp8/modelopt-0.41.0/tiny/vllm-0.13.0"]
+
+
 def test_an_exclusion_takes_cells_out_and_keeps_the_reason(tmp_path: Path) -> None:
     text = MATRIX + 'exclusions:\n  - {cells: "*/vllm-0.13.0", reason: not on this machine}\n'
     matrix = read_matrix(write_project(tmp_path, text))
