@@ -381,11 +381,12 @@ def test_weights_that_cannot_be(
     assert found(measured) == {(finding, name)}
 
 
-def test_a_weight_that_only_begins_with_zeros_is_no_problem(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("data", [bytes(48 * 32 - 1) + b"\x38", b"\x38" + bytes(48 * 32 - 1)])
+def test_a_weight_that_is_zero_in_part_is_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     monkeypatch.setattr(values, "blocks", partial(tensorfile.blocks, size=6))
-    entry: Entry = ("F8_E4M3", (48, 32), bytes(48 * 32 - 1) + b"\x38")
+    entry: Entry = ("F8_E4M3", (48, 32), data)
     folder = export(tmp_path, change=lambda tensors: tensors.update({f"{LAYER}.mlp.up_proj.weight": entry}))
     assert found(inspected(folder)) == set()
 
