@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.real_sizes import jobs, records, report
 from bench.real_sizes.processes import ROOT, Environment, OutOfTime, Processes, find_environment
-from bench.real_sizes.running import Host, Session
+from bench.real_sizes.running import MODELOPT, Host, Session
 from bench.real_sizes.sizes import SIZES
 from qvlfp8.worker import run_bundle
 
@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     run.add_argument("--together", action="store_true", help="measure speed on all of them at once, too")
     run.add_argument("--limit", type=float, default=570.0, help="seconds that this call may take")
     run.add_argument("--modelopt", default="modelopt-0.47.0", help="the environment that quantizes")
+    run.add_argument("--llmcompressor", help="the environment of its recipes, which are not run without")
     run.add_argument("--vllm", default="vllm-0.26.0", help="the environment that serves")
     page = commands.add_parser("report", help="write README.md of the records below a folder")
     page.add_argument("folder", type=Path)
@@ -59,7 +60,8 @@ def _run(asked: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: processes.stop())
     try:
-        host = _host(asked.home.absolute(), asked.modelopt, asked.vllm, show)
+        producers = {MODELOPT: asked.modelopt, "llmcompressor": asked.llmcompressor}
+        host = _host(asked.home.absolute(), producers, asked.vllm, show)
         steps = _steps(asked, host)
     except (run_bundle.BundleError, FileNotFoundError, KeyError) as error:
         print(error, file=sys.stderr)
@@ -78,15 +80,19 @@ def _run(asked: argparse.Namespace) -> int:
     return _summary(host, steps, show)
 
 
-def _host(home: Path, modelopt: str, vllm: str, show: Any) -> Host:
+def _host(home: Path, producers: Mapping[str, str | None], vllm: str, show: Any) -> Host:
     specs = run_bundle.prepare(home, show)
-    quantize, serve = (find_environment(home, name, specs) for name in (modelopt, vllm))
+    found = {
+        exporter: find_environment(home, name, specs)
+        for exporter, name in producers.items()
+        if name is not None
+    }
     return Host(
         home=home,
-        quantize=quantize,
-        serve=serve,
+        producers=found,
+        serve=find_environment(home, vllm, specs),
         facts=run_bundle.host_facts(specs),
-        recipes=_recipes(quantize),
+        recipes=_recipes(found[MODELOPT]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,12 +68,10 @@ def _of(size: str, names: Sequence[str], phase: Phase, modes: Sequence[Mode]) ->
                 yield Step(size=size, recipe=BESIDE_RECIPE, kind="beside")
 
 
-def not_here(recipe: Mapping[str, Any]) -> str | None:
-    """Why a recipe cannot be followed with ModelOpt's environment, or None."""
+def not_here(recipe: Mapping[str, Any], producers: Container[str]) -> str | None:
+    """Why a recipe cannot be followed with the environments of these exporters, or None."""
     exporter = recipe["exporter"]
-    if exporter != "modelopt-hf":
-        return f"made by {exporter}, of which no environment was brought"
-    return None
+    return None if exporter in producers else f"made by {exporter}, of which no environment was brought"
 
 
 PAIRS: Mapping[str, int] = {"3b": 3, "7b": 2, "thin": 1, "tiny": 1}

@@ -22,6 +22,9 @@ from qvlfp8.checkpoint import folder_digest
 from qvlfp8.worker.protocol import write_json
 
 SEED = 2026
+MODELOPT = "modelopt-hf"
+"""The exporter of ModelOpt's recipes."""
+
 ROOM = 45_000_000_000
 """Bytes that must be free for a checkpoint to be kept until its speed is measured; else it is made again."""
 
@@ -33,10 +36,16 @@ class Host:
     """Where it is measured, and with what."""
 
     home: Path
-    quantize: Environment
+    producers: Mapping[str, Environment]
+    """By the exporter whose recipes they follow; ModelOpt's makes the models and inspects as well."""
     serve: Environment
     facts: Mapping[str, Any]
     recipes: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def tools(self) -> Environment:
+        """Where the project's own programs run."""
+        return self.producers[MODELOPT]
 
     @property
     def device(self) -> str:
@@ -112,7 +121,7 @@ class Session:
     def _group(self, group: Sequence[Step], gpu: str) -> None:
         """The steps of one checkpoint."""
         size, recipe = group[0].size, group[0].recipe
-        if recipe != BF16 and (why := not_here(self._host.recipes[recipe])):
+        if recipe != BF16 and (why := not_here(self._host.recipes[recipe], self._host.producers)):
             for step in group:
                 self._write(step, "not run", why, {}, None, 0.0)
             return
@@ -144,7 +153,7 @@ class Session:
                 return folder
             out = self._folder(step)
             spec = {"size": size, "seed": SEED, "folder": str(folder)}
-            ended = self._python(self._host.quantize, "bench.real_sizes.making", spec, out, gpu)
+            ended = self._python(self._host.tools, "bench.real_sizes.making", spec, out, gpu)
             status, why = records.judge(ended.result, ended.code, ended.tail)
             measured = (ended.result or {}).get("measured", {}) | {"peak_host_mb": ended.peak_host_mb}
             checkpoint = _described(folder, folder_digest(folder)) if status == "pass" else None
@@ -175,7 +184,7 @@ class Session:
     def _worker(self, model: Path, recipe: Mapping[str, Any], out: Path, gpu: str) -> Ended:
         shutil.rmtree(out, ignore_errors=True)
         params = {"model": str(model), "recipe": recipe, "seed": SEED}
-        return self._batch("quantize", params, out, gpu)
+        return self._batch("quantize", params, out, gpu, self._host.producers[recipe["exporter"]])
 
     def _inspect(self, step: Step, checkpoint: Path) -> dict[str, Any]:
         """What the project's inspection finds, and how long the process took."""
@@ -189,14 +198,21 @@ class Session:
             **{key: result["measured"].get(key) for key in kept},
         }
 
-    def _batch(self, worker: str, params: Mapping[str, Any], out: Path, gpu: str | None) -> Ended:
+    def _batch(
+        self,
+        worker: str,
+        params: Mapping[str, Any],
+        out: Path,
+        gpu: str | None,
+        environment: Environment | None = None,
+    ) -> Ended:
         """A job of one of the project's own workers."""
         out.mkdir(parents=True, exist_ok=True)
         job = {"id": worker, "out": str(out), "params": dict(params)}
         spec = out / "spec.json"
         write_json(spec, {"worker": worker, "time_limit_s": 3600, "jobs": [job]})
         return self._processes.run(
-            self._host.quantize, ["-P", "qvlfp8/worker/__main__.py", str(spec)], out, gpu=gpu
+            environment or self._host.tools, ["-P", "qvlfp8/worker/__main__.py", str(spec)], out, gpu=gpu
         )
 
     def _python(
@@ -302,7 +318,7 @@ class Session:
                 inspected = self._batch("inspect", params, out / "inspect", None).seconds
         else:
             spec = {"model": str(model), "recipe": recipe, "seed": SEED}
-            ended = self._python(self._host.quantize, "bench.plain_export", spec, out, gpu)
+            ended = self._python(self._host.tools, "bench.plain_export", spec, out, gpu)
         _, why = records.judge(ended.result, ended.code, ended.tail)
         measured = (ended.result or {}).get("measured", {})
         shutil.rmtree(out, ignore_errors=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from bench.real_sizes import making, records, report
 from bench.real_sizes.jobs import BF16, MODES, PHASES, Step, steps
 from bench.real_sizes.processes import Environment, OutOfTime, Processes, find_environment
-from bench.real_sizes.running import Host, Session
+from bench.real_sizes.running import MODELOPT, Host, Session
 from bench.real_sizes.sizes import SIZES, config
 from qvlfp8 import structure
 
@@ -69,7 +71,8 @@ def pretend(tmp_path: Path) -> Host:
     recipes = {name: {"id": name, "exporter": "modelopt-hf"} for name in names}
     recipes["elsewhere"]["exporter"] = "llmcompressor"
     facts: dict[str, Any] = {"gpus": [], "cpus": 2, "environments": {}}
-    return Host(home=tmp_path, quantize=environment, serve=environment, facts=facts, recipes=recipes)
+    producers = {MODELOPT: environment}
+    return Host(home=tmp_path, producers=producers, serve=environment, facts=facts, recipes=recipes)
 
 
 def run(host: Host, todo: list[Step], *, limit: float = 10_000, together: bool = False) -> list[str]:
@@ -130,6 +133,20 @@ def test_every_step_leaves_a_record_whatever_becomes_of_it(tmp_path: Path) -> No
     assert made["tiny~lm-fp8~quantize"]["checkpoint"] == {"digest": "d" * 64, "files": 1, "bytes": 10}
     assert made["tiny~lm-fp8~answers"]["environment"] == {"vllm": "1"}
     assert not list((tmp_path / "work").glob("*/checkpoint"))
+
+
+def test_a_recipe_is_followed_where_its_producer_was_brought(tmp_path: Path) -> None:
+    host = pretend(tmp_path)
+    theirs = Environment(name="theirs", folder=tmp_path / "theirs")
+    shutil.copytree(host.tools.folder, theirs.folder)
+    python = theirs.folder / "bin" / "python"
+    python.write_text(
+        python.read_text().replace("what = worker or", "what = worker and worker + ' by theirs' or")
+    )
+    brought = dataclasses.replace(host, producers={**host.producers, "llmcompressor": theirs})
+    ran = run(brought, steps(["tiny"], ["elsewhere", "lm-fp8"], ("checkpoints",), MODES))
+    assert "quantize by theirs elsewhere" in ran
+    assert "quantize lm-fp8" in ran
 
 
 def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
