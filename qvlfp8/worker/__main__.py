@@ -5,6 +5,7 @@ installed there) on ``sys.path``: a worker must see its own environment's packag
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -25,4 +26,8 @@ if __name__ == "__main__":
     _mount_package()
     from qvlfp8.worker.protocol import main
 
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    # As forked jobs end: results are written, and taking torch's modules apart takes a second or more.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
