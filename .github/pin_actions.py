@@ -3,8 +3,8 @@
     python .github/pin_actions.py            writes `uses: OWNER/REPO@COMMIT # TAG` anew
     python .github/pin_actions.py --check    only says what is not so, and ends with 1
 
-To move to another version, change the tag in the comment and run it. A commit of forty zeros is a place to fill in.
-Tags are asked of the repository with `git ls-remote`; the standard library and git are all it takes.
+To move to another version, change the tag in the comment and run it. Forty zeros are a place to fill in.
+Tags are asked of the action's repository with `git ls-remote`; git and the standard library are all it takes.
 """
 
 from __future__ import annotations

@@ -582,6 +582,18 @@ def results_report(
     write_report(matrix_file, store)
 
 
+@app.command("nightly-issue")
+def nightly_issue(
+    diff: Annotated[Path, typer.Argument(metavar="DIFF", help="What `qvlfp8 diff A B --json` printed.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for title.txt and body.md.")],
+    run: Annotated[str, typer.Option("--run", metavar="URL", help="The run that found the regressions.")],
+) -> None:
+    """Write the issue that a nightly run opens for regressions."""
+    from qvlfp8.commands.nightly import write_issue
+
+    write_issue(diff, out, run=run)
+
+
 @app.command()
 def recipes(
     as_json: JsonOption = False,
