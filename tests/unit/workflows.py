@@ -20,7 +20,7 @@ class Line:
     """One `run:` of a workflow's job, or of an action."""
 
     where: str
-    """``WORKFLOW/JOB/NUMBER`` or ``action/NAME/NUMBER``; steps count from 0."""
+    """``WORKFLOW/JOB/STEP`` or ``action/NAME/STEP``: the step's name or id, or its number from 0."""
     text: str
     env: dict[str, str]
 
@@ -44,10 +44,15 @@ def jobs() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 def steps() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every step of every job and action, under the name that :class:`Line` has."""
     for where, job, _ in jobs():
-        yield from ((f"{where}/{index}", step) for index, step in enumerate(job["steps"]))
+        yield from ((f"{where}/{_name(step, index)}", step) for index, step in enumerate(job["steps"]))
     for path in ACTIONS:
         found = read(path)["runs"]["steps"]
-        yield from ((f"action/{path.parent.name}/{index}", step) for index, step in enumerate(found))
+        where = f"action/{path.parent.name}"
+        yield from ((f"{where}/{_name(step, index)}", step) for index, step in enumerate(found))
+
+
+def _name(step: dict[str, Any], index: int) -> str:
+    return str(step.get("id") or step.get("name") or index)
 
 
 def lines() -> Iterator[Line]:
