@@ -1,7 +1,7 @@
 """Every `run:` line of the GitHub workflows that needs no GPU is run, in a copy of the repository.
 
-Only `gh` is a stand-in, and `qvlfp8` in the step of the GPU, which is given the other engine. What GitHub fills
-in is given by the tests; ``ONLY``, the workflow's own input, makes a night of one cell.
+Only `gh` is a stand-in, and `qvlfp8` in the step of the GPU, which is given the other engine. What GitHub
+fills in is given by the tests; ``ONLY``, the workflow's own input, makes a night of one cell.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _publish(copy: Copy, served: Path) -> None:
 
 
 def _help(copy: Copy) -> str:
-    command = [copy.root / ".nox" / "matrix" / "bin" / "qvlfp8", "--help"]
+    command = [str(copy.root / ".nox" / "matrix" / "bin" / "qvlfp8"), "--help"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
