@@ -77,7 +77,8 @@ class Copy:
         output = self.root / "output"
         output.write_text("")
         (self.root / "github-path").touch()
-        added = (self.root / "github-path").read_text().split()
+        # The jobs of ci do not use the action.
+        added = (self.root / "github-path").read_text().split() if where.startswith("nightly/") else []
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", line.text],
             cwd=self.root, timeout=1500, check=False,
@@ -169,13 +170,20 @@ def test_a_night_from_its_plan_to_its_issue(copy: Copy, served: Path) -> None:
     assert {folder.name for folder in steps.iterdir()} >= {"model", "quantize", "inspect", "preflight"}
 
     _run_on_a_gpu(copy, job["cells"])
-    for name in ("store-checkpoints", f"store-{job['image']}"):
-        shutil.copytree(steps, copy.root / "parts" / name / "steps")
+    # A single artifact is laid into parts/ itself.
+    shutil.copytree(steps, copy.root / "parts" / "steps")
     shutil.rmtree(steps)
     assert copy.run("nightly/merge/last", GH_TOKEN="t") == (0, {"site": copy.site})  # noqa: S106
     assert copy.run("nightly/merge/Merge") == (0, {})
     assert {folder.name for folder in steps.iterdir()} >= {"model", "quantize", "inspect", "preflight"}
     assert copy.run("nightly/merge/diff", RUN="https://example.org/run") == (0, {}), "nothing to compare with"
+
+    # With several, each has a folder of its own.
+    (copy.root / "parts").rename(copy.root / "one")
+    for name in ("store-checkpoints", f"store-{job['image']}"):
+        shutil.copytree(copy.root / "one", copy.root / "parts" / name)
+    shutil.rmtree(steps)
+    assert copy.run("nightly/merge/Merge") == (0, {})
     _publish(copy, served)
 
     # The next night: what it did not settle is filled in, and what is worse is told.
