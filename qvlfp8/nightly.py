@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,26 +23,42 @@ MOST_BODY = 60_000
 _MOST_BECAUSE = 600
 
 
-class Change(BaseModel):
-    """A stage of a cell that ended otherwise than before: statuses, and why it is so now."""
+class _Printed(BaseModel):
+    """Part of what `qvlfp8 diff --json` prints; it may print more than is read here."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    cell: str
-    stage: str
-    before: str
-    after: str
+
+class Outcome(_Printed):
+    """What one of the two runs says of a stage."""
+
+    status: str
+    findings: tuple[str, ...] = ()
     because: str = ""
-    repeat: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.status} ({', '.join(self.findings)})" if self.findings else self.status
 
 
-class Diff(BaseModel):
-    """What of the output of `qvlfp8 diff --json` the issue speaks of."""
+class Change(_Printed):
+    """A stage that differs: of a checkpoint or a cell, and the GPU if it was run on one."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    kind: str
+    subject: str
+    stage: str
+    accelerator: str | None = None
+    before: Outcome | None = None
+    after: Outcome | None = None
+    repeat: str | None = None
+    """The command that executes it again."""
 
-    regressed: tuple[Change, ...] = ()
-    improved: tuple[Change, ...] = ()
+
+class Diff(_Printed):
+    """Two runs held against each other."""
+
+    version: Literal[1]
+    counts: dict[str, int]
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,25 +93,28 @@ def compose(diff: Diff, *, run: str) -> Issue:
     Raises:
         UsageError: nothing regressed.
     """
-    if not diff.regressed:
+    worse = [change for change in diff.changes if change.kind == "regressed"]
+    if not worse:
         raise UsageError("nothing regressed, so there is no issue", mend="ask only after `diff` ended with 1")
-    cells = list(dict.fromkeys(change.cell for change in diff.regressed))
-    stages = list(dict.fromkeys(change.stage for change in diff.regressed))
-    servers = list(dict.fromkeys(cell.rpartition("/")[2] for cell in cells))
-    where = servers[0] if len(servers) == 1 else f"{len(servers)} environments"
-    title = harmless(f"Nightly run: {_number(cells, 'cell')} got worse in {where} ({', '.join(stages)})")
-    worse = f"{_number(diff.regressed, 'stage')} of {_number(cells, 'cell')}"
-    head = [f"[The nightly run]({run}) found {worse} worse than what was published before."]
-    if diff.improved:
-        head.append(f"{_number(diff.improved, 'stage')} improved.")
-    return Issue(title=title[:MOST_TITLE], body=_within(head, [_told(change) for change in diff.regressed]))
+    subjects = list(dict.fromkeys(change.subject for change in worse))
+    stages = ", ".join(dict.fromkeys(change.stage for change in worse))
+    first = subjects[0] if len(subjects) == 1 else f"{len(subjects)} cells or checkpoints"
+    others = [f"{number} {kind}" for kind, number in diff.counts.items() if number and kind != "regressed"]
+    head = [
+        f"[The nightly run]({run}) holds what it found against what was published: {len(worse)} regressed."
+    ]
+    if others:
+        head.append(f"Besides: {_code(', '.join(others))}.")
+    title = harmless(f"Nightly run: {first} got worse ({stages})")
+    return Issue(title=title[:MOST_TITLE], body=_within(head, [_told(change) for change in worse]))
 
 
 def _told(change: Change) -> str:
-    what = f"{_code(change.cell)}, {_code(change.stage)}"
-    lines = [f"- {what}: {_code(change.before)} before, now {_code(change.after)}"]
-    if change.because:
-        lines += _block(change.because[:_MOST_BECAUSE])
+    where = f" on {_code(change.accelerator)}" if change.accelerator else ""
+    was, now = (_code(str(told)) if told else "not executed" for told in (change.before, change.after))
+    lines = [f"- {_code(change.subject)}, {_code(change.stage)}{where}: {was} before, now {now}"]
+    if change.after and change.after.because:
+        lines += _block(change.after.because[:_MOST_BECAUSE])
     if change.repeat:
         lines += ["", "  Repeat it:", *_block(change.repeat)]
     return "\n".join(lines)
@@ -108,10 +128,6 @@ def _within(head: Sequence[str], told: Sequence[str]) -> str:
             return f"{body}\n\nand {len(told) - index} more, in the run's artifact.\n"
         body += f"\n\n{text}"
     return f"{body}\n"
-
-
-def _number(items: Sequence[object], name: str) -> str:
-    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
 
 
 def _code(text: str) -> str:
