@@ -71,6 +71,7 @@ def test_several_are_counted_in_the_title() -> None:
         "a\n\n- item\n[x](http://y)",
         "\x1b[31m @somebody",
         "~~~\n@x",
+        "a ` @somebody",
     ],
 )
 def test_what_a_record_says_stays_inside_code(said: str) -> None:
