@@ -158,11 +158,12 @@ def contract(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting, lint and types."""
+    """Formatting, lint and types; GitHub's workflows and their scripts."""
     install(session, "dev")
     run(session, "ruff", "check")
     run(session, "ruff", "format", "--check")
     run(session, "mypy")
+    run(session, "actionlint")
 
 
 def _add_recipe_session(recipe: str) -> None:

@@ -78,6 +78,12 @@ def matrix(
     only: OnlyOption = None,
     everything: AllOption = False,
     again: Annotated[bool, typer.Option("--again", help="Execute steps that have a record already.")] = False,
+    without_evidence: Annotated[
+        bool,
+        typer.Option(
+            "--without-evidence", help="Execute what only a committed record of another machine answers, too."
+        ),
+    ] = False,
     jobs: JobsOption = None,
     engine: EngineOption = "venv",
     verbose: VerboseOption = False,
@@ -91,6 +97,7 @@ def matrix(
         only=only or [],
         everything=everything,
         again=again,
+        evidence=not without_evidence,
         jobs=jobs,
         engine=engine,
         verbose=verbose,
@@ -104,10 +111,17 @@ def plan(
     only: OnlyOption = None,
     everything: AllOption = False,
     as_json: JsonOption = False,
+    as_github: Annotated[
+        bool,
+        typer.Option("--github", help="Print GitHub's job matrix instead: a job for each image on a GPU."),
+    ] = False,
 ) -> None:
     """List cells, their steps, what is cached, and what is left out and why. Executes nothing."""
-    from qvlfp8.commands.plan import show_plan
+    from qvlfp8.commands.plan import show_github, show_plan
 
+    if as_github:
+        show_github(matrix_file, store, only=only or [], everything=everything)
+        return
     show_plan(matrix_file, store, only=only or [], everything=everything, as_json=as_json)
 
 
@@ -538,6 +552,25 @@ def results_import(
     import_results(matrix_file, store, folder)
 
 
+@results_app.command("merge")
+def results_merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores that machines filled.")],
+    store: Annotated[Path, typer.Option("--store", help="The store that takes them in.")],
+    fill: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--fill",
+            metavar="STORE",
+            help="Stands in for what the others did not settle; may be repeated.",
+        ),
+    ] = None,
+) -> None:
+    """Copy the records of several stores into one, unless they contradict each other."""
+    from qvlfp8.commands.results import merge_results
+
+    merge_results(stores, fill=fill or [], store=store)
+
+
 @results_app.command("report")
 def results_report(
     matrix_file: MatrixOption = MATRIX,
@@ -547,6 +580,18 @@ def results_report(
     from qvlfp8.commands.results import write_report
 
     write_report(matrix_file, store)
+
+
+@app.command("nightly-issue")
+def nightly_issue(
+    diff: Annotated[Path, typer.Argument(metavar="DIFF", help="What `qvlfp8 diff A B --json` printed.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for title.txt and body.md.")],
+    run: Annotated[str, typer.Option("--run", metavar="URL", help="The run that found the regressions.")],
+) -> None:
+    """Write the issue that a nightly run opens for regressions."""
+    from qvlfp8.commands.nightly import write_issue
+
+    write_issue(diff, out, run=run)
 
 
 @app.command()
@@ -600,8 +645,8 @@ def diagnose(
 
 
 @app.command()
-def schema(name: Annotated[Literal["matrix", "recipe", "record"], typer.Argument()]) -> None:
-    """Print the JSON Schema of matrix.yaml, of a recipe, or of a record."""
+def schema(name: Annotated[Literal["matrix", "recipe", "record", "github-plan"], typer.Argument()]) -> None:
+    """Print the JSON Schema of matrix.yaml, of a recipe, of a record, or of `plan --github`."""
     from qvlfp8.commands.schema import show_schema
 
     show_schema(name)

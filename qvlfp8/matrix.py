@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from qvlfp8.cells import (
     OF_CHECKPOINT,
@@ -40,6 +40,7 @@ from qvlfp8.scoring import Bounds
 from qvlfp8.yamlfile import Document, Location, Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class Exam(Strict):
@@ -61,6 +62,16 @@ class BoundsRow(Strict):
     reason: Sentence
 
 
+class RunnerRow(Strict):
+    """The runners for the images of some serve environments; the last row that names one counts."""
+
+    serve: Globs
+    labels: tuple[Label, ...] = Field(min_length=1)
+    """A job goes to a runner that has all of them."""
+    minutes: int = Field(default=360, ge=1, le=7200)
+    """After which a job is ended: five days is the most that GitHub lets a self-hosted runner have."""
+
+
 class MatrixFile(Strict):
     """The file as it stands."""
 
@@ -72,6 +83,7 @@ class MatrixFile(Strict):
     cells: tuple[CellRow, ...] = Field(min_length=1)
     exam: Exam = Exam()
     bounds: tuple[BoundsRow, ...] = ()
+    runners: tuple[RunnerRow, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
     expectations: tuple[Expectation, ...] = ()
 
@@ -130,6 +142,7 @@ def read_matrix(path: Path) -> Matrix:
     matrix = Matrix(path=path, file=file, recipes=recipes, cells=cells, excluded=excluded)
     _check_expectations(document, matrix)
     _check_bounds(document, matrix)
+    _check_runners(document, file)
     return matrix
 
 
@@ -262,6 +275,14 @@ def _check_bounds(document: Document, matrix: Matrix) -> None:
         for glob in globs(row.recipes):
             if not any(fnmatchcase(name, glob) for name in matrix.recipes):
                 raise _names_nothing(document, ("bounds", index, "recipes"), glob, matrix.recipes)
+
+
+def _check_runners(document: Document, file: MatrixFile) -> None:
+    known = [environment.id for environment in file.serve]
+    for index, row in enumerate(file.runners):
+        for glob in globs(row.serve):
+            if not any(fnmatchcase(name, glob) for name in known):
+                raise _names_nothing(document, ("runners", index, "serve"), glob, known)
 
 
 def _closest(finding: str) -> str:

@@ -34,6 +34,7 @@ from qvlfp8.results import Fault, Host, Record
 from qvlfp8.store import LOG, Store, writing
 from qvlfp8.survey import Lookup, survey
 from qvlfp8.wanted import wanted
+from qvlfp8.worker.run_bundle import gpus_here
 
 TIME_LIMIT_S: Mapping[str, float] = {
     "quantize": 600.0,
@@ -122,6 +123,7 @@ class Runner:
         self._again = again
         self._limits = limits
         self._host = this_host()
+        self._gpus = gpus_here() if "cuda" in devices else []
         self._guard = threading.Lock()
         self.faults: list[QvlError] = []
         """What kept steps from being executed, in the order in which it happened."""
@@ -141,7 +143,7 @@ class Runner:
         """Whether what a step made is still in the store, byte for byte."""
         if step.stage == "build" or record is None or record.made is None:
             return True
-        return _digest_of_what_was_made(self._store.entry(step.stage, step.digest)) == record.made
+        return digest_of_what_was_made(self._store.entry(step.stage, step.digest)) == record.made
 
     def _built(self, step: Step) -> bool:
         return self._engine.built(*self._where(step))
@@ -377,11 +379,15 @@ class Runner:
         environment: Mapping[str, Any] | None = None,
     ) -> None:
         log = scratch / LOG
-        made = _digest_of_what_was_made(scratch)
+        made = digest_of_what_was_made(scratch)
         if step.stage == "quantize" and verdict.status == "pass" and made is None:
             fault = Fault(kind="no-checkpoint", message="the worker said done and left no checkpoint")
             verdict = Verdict(status="error", fault=fault)
         lock = self._where(step)[1].digest if step.environment else None
+        host, on = self._host, {}
+        if step.device == "cuda" and step.stage != "build" and self._gpus:
+            host = host.model_copy(update={"accelerator": self._gpus[0]["name"]})
+            on = {"gpus": self._gpus}
         record = Record(
             stage=step.stage,
             subject=step.subject,
@@ -393,8 +399,8 @@ class Runner:
                 "needs": list(step.needs),
                 "lock": lock,
             },
-            environment={**(environment or {}), **self._facts(step)},
-            host=self._host,
+            environment={**(environment or {}), **self._facts(step), **on},
+            host=host,
             started=started,
             seconds=seconds,
             measured=dict(measured),
@@ -412,7 +418,8 @@ class Runner:
         self._progress.step(record)
 
 
-def _digest_of_what_was_made(scratch: Path) -> str | None:
+def digest_of_what_was_made(scratch: Path) -> str | None:
+    """Digest of the model, checkpoint or generation in an entry's folder; None where there is none."""
     for name in ("model", "checkpoint", "generation"):
         if (scratch / name).is_dir():
             return checkpoint.folder_digest(scratch / name)

@@ -37,8 +37,12 @@ def run_matrix(
     jobs: int | None,
     engine: EngineName,
     verbose: bool,
+    evidence: bool = True,
 ) -> None:
     """Execute, print, and compare with what is expected.
+
+    Args:
+        evidence: as for :func:`execute`.
 
     Raises:
         QvlError: by class; what could be executed was.
@@ -50,7 +54,9 @@ def run_matrix(
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
-        plan, _ = execute(project, cells, progress, engine=engine, again=again, jobs=jobs, faults=faults)
+        plan, _ = execute(
+            project, cells, progress, engine=engine, again=again, evidence=evidence, jobs=jobs, faults=faults
+        )
     views = project.views(plan)
     _publish(project, views)
     print_table(Console(), views)
@@ -71,12 +77,14 @@ def execute(
     *,
     engine: EngineName,
     again: bool = False,
+    evidence: bool = True,
     jobs: int | None = None,
     faults: list[QvlError] | None = None,
 ) -> tuple[Plan, Engine]:
     """Execute what cells need and is not executed yet; the store is locked by the caller.
 
     Args:
+        evidence: whether a committed record of another machine stands for a run.
         faults: takes what kept steps from being executed; without it the first is raised.
 
     Returns:
@@ -95,7 +103,7 @@ def execute(
         environments=project.environments,
         locks=locks,
         progress=progress,
-        lookup=project.lookup,
+        lookup=project.lookup if evidence else None,
         devices=devices(),
         again=again,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qvlfp8.cells import Cell, select
+from qvlfp8.github import github_plan
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.survey import survey
@@ -36,6 +38,16 @@ def show_plan(
     counts = Counter(reason for _, reason in left_out[len(excluded) :])
     rest = "".join(f"; {number} cells {reason}" for reason, number in counts.items())
     print(f"{len(cells)} cells, {len(plan.steps)} steps ({len(cached)} cached, marked ✓){rest}")
+
+
+def show_github(matrix: Path, store: Path | None, *, only: Sequence[str], everything: bool) -> None:
+    """Print the job matrix on one line, and on standard error which images are left out, and why."""
+    project = Project.open(matrix, store)
+    cells = project.cells(only=only, everything=everything)
+    made = github_plan(project.plan(cells, project.locks(cells)), project.matrix.file.runners)
+    for out in made.left_out:
+        print(f"- {out.image}  left out: {out.reason}", file=sys.stderr)
+    print(made.text())
 
 
 def _not_asked(project: Project, cells: Sequence[Cell], only: Sequence[str]) -> list[tuple[str, str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qvlfp8 import __version__, digest, source
+from qvlfp8 import __version__, digest, merging, source
 from qvlfp8.engine import Exit
 from qvlfp8.errors import QvlError, UsageError
 from qvlfp8.evidence import Evidence
@@ -18,6 +18,7 @@ from qvlfp8.project import Project
 from qvlfp8.report.evidence import write_pages
 from qvlfp8.results import Fault, Record
 from qvlfp8.run import TIME_LIMIT_S, repeat_command
+from qvlfp8.store import Store
 from qvlfp8.truth import TRUTH_PER_TASK, session
 from qvlfp8.truth.asking import WORKER, Asking, asking, find_cells
 
@@ -138,3 +139,27 @@ def _record(step: Step, imported: Imported) -> Record:
 def write_report(matrix: Path, store: Path | None) -> None:
     """Write ``results/README.md`` and the pictures that it shows."""
     print(write_pages(Project.open(matrix, store)))
+
+
+def merge_results(stores: Sequence[Path], *, fill: Sequence[Path], store: Path) -> None:
+    """Copy the entries of several stores into one.
+
+    Raises:
+        UsageError: a folder is no store.
+        ContradictionError: two stores say different things of one step; nothing is copied.
+        RejectedError: some entries are not whole; the others were copied.
+        StoreBusyError, StoreWriteError: ``store`` cannot be written.
+    """
+    into = Store(store.resolve())
+    with into.locked():
+        merged = merging.merge(
+            [Store(path.resolve()) for path in stores],
+            fill=[Store(path.resolve()) for path in fill],
+            into=into,
+        )
+        copied = merging.copy(merged.entries, into)
+    print(f"{len(merged.entries)} records in {store}, {copied} of them copied now")
+    for line in merged.rejected:
+        print(f"✗ {line}", file=sys.stderr)
+    if merged.rejected:
+        raise RejectedError(f"{len(merged.rejected)} entries were not taken in, the others were")

@@ -293,7 +293,8 @@ def _unpack_once(root: Path, archive: Path, spec: Mapping[str, Any], show: Show)
 # --- the host -----------------------------------------------------------------------------------------------
 
 
-def _gpus() -> list[dict[str, str]]:
+def gpus_here() -> list[dict[str, str]]:
+    """Name, driver and memory of each NVIDIA GPU of this machine, as its driver says."""
     fields = ("name", "driver_version", "memory.total")
     try:
         said = subprocess.run(
@@ -317,7 +318,7 @@ def host_facts(environments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "kernel": platform.release(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpus": _gpus(),
+        "gpus": gpus_here(),
         "python": platform.python_version(),
         "packages_digest": _digest(packages),
         "environments": {
