@@ -22,15 +22,45 @@ from qvlfp8.errors import QvlError
 from qvlfp8.images import base as bases
 from qvlfp8.images.daemon import connect
 from qvlfp8.project import Project
+from qvlfp8.run import default_jobs, this_host
 from qvlfp8.store import Store
+from tests.integration.loader import Hosts
 
 ROOT = Path(__file__).parents[2]
+
+
+in_docker = pytest.mark.xdist_group("docker")
+"""One after the other: what one leaves in the daemon, and takes away, another would see."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: as many tests at once as a run of the matrix has workers; each may have a vLLM."""
+    return default_jobs(this_host())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one group in a row, as `--dist loadgroup` has them, so that what they share starts once."""
+    items.sort(key=group)
+
+
+def group(item: pytest.Item) -> str:
+    """What a test shares with others: a serve environment, the Docker daemon; nothing."""
+    mark = item.get_closest_marker("xdist_group")
+    return str(mark.args[0]) if mark else ""
 
 
 @pytest.fixture(scope="session")
 def shipped() -> Project:
     """The repository's own project, its default slice executed."""
     return Project.open(ROOT / "matrix.yaml")
+
+
+@pytest.fixture(scope="session")
+def hosts(shipped: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """vLLM's loader in each serve environment that is built."""
+    hosts = Hosts(shipped, tmp_path_factory.mktemp("hosts"))
+    yield hosts
+    hosts.close()
 
 
 @dataclass(frozen=True)

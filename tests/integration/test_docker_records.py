@@ -19,13 +19,13 @@ from qvlfp8.engine.docker_leftovers import KIND, STEP
 from qvlfp8.errors import EXIT_INTERRUPTED
 from qvlfp8.project import Project
 from qvlfp8.results import Record
-from tests.integration.conftest import Sandbox
+from tests.integration.conftest import Sandbox, in_docker
 
 CELL = "lm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.26.0"
 
 Says = Callable[[tuple[int, str, str], int, Sequence[str]], None]
 
-pytestmark = pytest.mark.usefixtures("docker_with_base")
+pytestmark = [in_docker, pytest.mark.usefixtures("docker_with_base")]
 
 
 def records(root: Path, store: Path) -> dict[str, Record]:
