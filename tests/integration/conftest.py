@@ -29,22 +29,23 @@ from tests.integration.loader import Hosts
 ROOT = Path(__file__).parents[2]
 
 
-in_docker = pytest.mark.xdist_group("docker")
-"""One after the other: what one leaves in the daemon, and takes away, another would see."""
-
-
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: as many tests at once as a run of the matrix has workers; each may have a vLLM."""
     return default_jobs(this_host())
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one group in a row, as `--dist loadgroup` has them, so that what they share starts once."""
-    items.sort(key=group)
+    """Tests of one group in a row, as `--dist loadgroup` has them in one process, so that what they share
+    starts once; those that use the daemon are one group, since one sees what another leaves and takes away.
+    """
+    for item in items:
+        if "docker_client" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("docker"))
+    items.sort(key=_group)
 
 
-def group(item: pytest.Item) -> str:
-    """What a test shares with others: a serve environment, the Docker daemon; nothing."""
+def _group(item: pytest.Item) -> str:
     mark = item.get_closest_marker("xdist_group")
     return str(mark.args[0]) if mark else ""
 

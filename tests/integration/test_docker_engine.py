@@ -35,14 +35,11 @@ from qvlfp8.judge import judge
 from qvlfp8.locks import Lock
 from qvlfp8.source import PACKAGE
 from tests.integration import hostile, small_image
-from tests.integration.conftest import in_docker
 
 ROOT = Path(__file__).parents[2]
 TAG = "qvlfp8-test-small"
 ENVIRONMENT = QuantizeEnvironment(modelopt="0.0.1", transformers="0.0.1")
 LIMITS = Limits(memory=256 << 20, pids=64, shared_memory=16 << 20)
-
-pytestmark = in_docker
 
 
 class OneImage:

@@ -29,7 +29,7 @@ from qvlfp8.images.image import Image
 from qvlfp8.images.listing import list_images, prune
 from qvlfp8.locks import Lock
 from qvlfp8.project import Project
-from tests.integration.conftest import Sandbox, in_docker
+from tests.integration.conftest import Sandbox
 from tests.unit.factory import open_project
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +38,6 @@ ENVIRONMENT = QuantizeEnvironment(modelopt="0.0.2", transformers="0.0.2")
 SMALL = ("annotated-types", "click", "idna")
 OLD, NEW = "vllm-0.10.2", "vllm-0.26.0"
 """Two versions of vLLM that themselves demand another depyf each."""
-
-pytestmark = in_docker
 
 
 def pinned(lock: str, package: str) -> str:
