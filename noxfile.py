@@ -70,7 +70,7 @@ def tests(session: nox.Session) -> None:
     run(session, "qvlfp8", "matrix")
     run(session, "pytest", "-q", "tests/compat")
     # Tests that share a vLLM or the Docker daemon run one after the other, beside the rest.
-    run(session, "pytest", "-q", "tests/integration", "-n", "auto", "--dist", "loadgroup", *session.posargs)
+    run(session, "pytest", "-q", "tests/integration", "-n", "auto", *session.posargs)
 
 
 @nox.session

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from docker import DockerClient
+from xdist.remote import Producer
 
 from qvlfp8.commands.images import make_base
 from qvlfp8.errors import QvlError
@@ -24,6 +25,7 @@ from qvlfp8.images.daemon import connect
 from qvlfp8.project import Project
 from qvlfp8.run import default_jobs, this_host
 from qvlfp8.store import Store
+from tests.integration.grouping import GroupScheduling, check, group_of
 from tests.integration.loader import Hosts
 
 ROOT = Path(__file__).parents[2]
@@ -34,20 +36,17 @@ def pytest_xdist_auto_num_workers() -> int:
     return default_jobs(this_host())
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    """With `-n`: group by group."""
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one group in a row, as `--dist loadgroup` has them in one process, so that what they share
-    starts once; those that use the daemon are one group, since one sees what another leaves and takes away.
-    """
+    """Without it, too, tests of one group run in a row, so that what they share starts once."""
     for item in items:
-        if "docker_client" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("docker"))
-    items.sort(key=_group)
-
-
-def _group(item: pytest.Item) -> str:
-    mark = item.get_closest_marker("xdist_group")
-    return str(mark.args[0]) if mark else ""
+        check(item)
+    alone = {item.nodeid for item in items if group_of(item.nodeid) == item.nodeid}
+    items.sort(key=lambda item: "" if item.nodeid in alone else group_of(item.nodeid))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """vLLM's loader in the serve environments that are built: started once each, asked by every test.
 
-vLLM takes 15 to 55 s to import. Tests of one environment are kept together (:func:`serve_parameter`), so
-that one process has it imported; :mod:`tests.integration.vllm_host` is that process.
+vLLM takes 15 to 55 s to import. Tests of one environment are kept together
+(:mod:`tests.integration.grouping`), so that one process has it imported; :mod:`tests.integration.vllm_host`
+is that process.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from qvlfp8.engine import Batch, launch
 from qvlfp8.locks import find_lock
 from qvlfp8.project import Project
@@ -26,11 +25,6 @@ HOST = Path(__file__).with_name("vllm_host.py")
 
 Ask = Callable[..., dict[str, Any]]
 """What preflight measures of a checkpoint; ``architectures`` as the contract's worker takes them."""
-
-
-def serve_parameter(name: str, *more: object) -> Any:
-    """A parameter that is a serve environment: tests that have the same one run in one process, in a row."""
-    return pytest.param(name, *more, id=name, marks=pytest.mark.xdist_group(name))
 
 
 class Host:

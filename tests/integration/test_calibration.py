@@ -20,8 +20,6 @@ from qvlfp8.reference.coco import write_coco
 from tests.integration.probing import ROOT, probe, python_of
 
 ENVIRONMENT = "modelopt-0.47.0"
-pytestmark = pytest.mark.xdist_group("calibration")
-
 TEXTS = [f"caption {number}" for number in range(4)]
 
 Found = Mapping[str, Any]

@@ -27,7 +27,7 @@ from qvlfp8.survey import survey
 from qvlfp8.worker.contract import write_checkpoint
 from tests.contract_cases import Made, checkpoints
 from tests.contract_found import FOUND
-from tests.integration.loader import ROOT, Hosts, serve_parameter
+from tests.integration.loader import ROOT, Hosts
 
 EXAMPLES = int(os.environ.get("QVLFP8_EXAMPLES", "120"))
 
@@ -35,11 +35,9 @@ MOST_UNKNOWN = 0.02
 """Share of the random checkpoints about which the contract may say nothing."""
 
 
-def environments() -> list[object]:
+def environments() -> list[str]:
     project = Project.open(ROOT / "matrix.yaml")
-    return [
-        serve_parameter(environment.id) for environment in project.matrix.file.serve if environment.recordable
-    ]
+    return [environment.id for environment in project.matrix.file.serve if environment.recordable]
 
 
 def contract_of(environment: str) -> Contract:

@@ -19,7 +19,7 @@ from qvlfp8.judge import Verdict
 from qvlfp8.project import Project
 from qvlfp8.tensorfile import Tensor, read_bytes, write_safetensors
 from tests.integration.asking import Asker
-from tests.integration.loader import Hosts, serve_parameter
+from tests.integration.loader import Hosts
 
 Entry = tuple[str, str, tuple[int, ...], bytes]
 Edit = Callable[[dict[str, Entry]], None]
@@ -164,7 +164,7 @@ def test_inspect_sees_every_corruption_and_nothing_in_the_good_one(inspected: Ma
 def default_serve() -> list[Any]:
     project = Project.open(Path(__file__).parents[2] / "matrix.yaml")
     asked = [e for e in project.matrix.file.serve if e.default and e.recordable]
-    return [serve_parameter(e.id) for e in asked]
+    return [pytest.param(e.id, id=e.id) for e in asked]
 
 
 @pytest.mark.parametrize("serve", default_serve())

@@ -17,8 +17,6 @@ from qvlfp8 import families
 from qvlfp8.project import Project
 from qvlfp8.structure import canonical, spellings
 
-pytestmark = pytest.mark.xdist_group("families")
-
 TEXT = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -10,7 +10,7 @@ from qvlfp8.contract import form_data
 from qvlfp8.contract.form_recording import answer
 from qvlfp8.contract.samples import ARCHITECTURES, Sizes, samples
 from tests.contract_cases import Made
-from tests.integration.loader import Hosts, serve_parameter
+from tests.integration.loader import Hosts
 
 SIZES = (
     Sizes(layers=3, blocks=4, hidden=384, inner=640, vision=240, vision_inner=480, mergers=2),
@@ -30,7 +30,7 @@ def asked() -> Iterator[tuple[int, Sizes]]:
 RECORDS = {records.environment: records for records in form_data.load_all()}
 
 
-@pytest.mark.parametrize("environment", [serve_parameter(environment) for environment in RECORDS])
+@pytest.mark.parametrize("environment", RECORDS)
 def test_a_form_means_the_same_at_other_sizes(hosts: Hosts, environment: str) -> None:
     records = RECORDS[environment]
     host = hosts.of(environment)

@@ -21,7 +21,7 @@ from qvlfp8.findings import diagnose_preflight
 from qvlfp8.project import Project
 from qvlfp8.scoring import Bounds, score
 from tests.integration.families import Case, Family, write
-from tests.integration.loader import Hosts, serve_parameter
+from tests.integration.loader import Hosts
 from tests.integration.probing import GOOD, MISSPELLED, NAIVE, PLUGIN, ROOT, exports, probe, python_of
 
 RECIPES = ("vlm-fp8-naive", "lm-fp8", "vlm-fp8")
@@ -63,9 +63,8 @@ def asked(shipped: Project, hosts: Hosts, tmp_path_factory: pytest.TempPathFacto
     return ask
 
 
-def _serve() -> list[object]:
-    project = Project.open(ROOT / "matrix.yaml")
-    return [serve_parameter(environment.id) for environment in project.matrix.file.serve]
+def _serve() -> list[str]:
+    return [environment.id for environment in Project.open(ROOT / "matrix.yaml").matrix.file.serve]
 
 
 serves = pytest.mark.parametrize("serve", _serve())

@@ -21,7 +21,7 @@ from qvlfp8.mending import carry_out
 from qvlfp8.project import Project
 from qvlfp8.scoring import Bounds, score
 from tests.integration.asking import Asker
-from tests.integration.loader import Hosts, serve_parameter
+from tests.integration.loader import Hosts
 
 ROOT = Path(__file__).parents[2]
 KV = "language-kv-scale-unsupported"
@@ -68,7 +68,7 @@ def test_inspect_passes_what_was_mended(asker: Asker) -> None:
 def _serve() -> list[object]:
     project = Project.open(ROOT / "matrix.yaml")
     plain = [e for e in project.matrix.file.serve if e.recordable]
-    return [serve_parameter(e.id, e.default) for e in plain]
+    return [pytest.param(e.id, e.default, id=e.id) for e in plain]
 
 
 @pytest.mark.parametrize(("serve", "default"), _serve())

@@ -10,7 +10,7 @@ import pytest
 from packaging.version import Version
 
 from qvlfp8.project import Project
-from tests.integration.loader import Hosts, serve_parameter
+from tests.integration.loader import Hosts
 from tests.integration.probing import MISSPELLED, ROOT, exports, probe, python_of
 from tests.integration.test_corruptions import default_serve
 from tests.integration.test_plugin import BLIND, RECIPES, STRAY, causes
@@ -96,7 +96,7 @@ def test_a_check_for_what_was_never_loaded_ends_a_blind_load(asked: Asked, serve
             assert measured == runs["none"][name]
 
 
-@pytest.mark.parametrize("serve", [serve_parameter(name) for name in SWITCHED])
+@pytest.mark.parametrize("serve", SWITCHED)
 def test_the_check_that_can_be_switched_on(asked: Asked, serve: str) -> None:
     runs = asked(serve)["runs"]
     blind = _blind(runs)
