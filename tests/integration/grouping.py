@@ -50,7 +50,7 @@ def check(item: pytest.Item) -> None:
         raise pytest.UsageError(f"{item.nodeid}: is not in the group of what it uses ({__file__})")
 
 
-class GroupScheduling(LoadScopeScheduling):
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Hands out whole groups, the largest first."""
 
     def _split_scope(self, nodeid: str) -> str:
