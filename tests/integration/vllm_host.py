@@ -29,7 +29,7 @@ from qvlfp8.worker import contract, generate_patches, preflight, protocol, vllm_
 from qvlfp8.worker.vllm_patches import version_of_vllm
 
 LIMIT_S = 900
-"""For one probe, or one series of cases; some take a minute."""
+"""For one probe, or from one case to the next; some probes take a minute."""
 
 Facts = dict[str, Any]
 
@@ -69,10 +69,10 @@ def probe(request: dict[str, Any], facts: Facts, _answers: TextIO) -> None:
 
 
 def cases(_request: dict[str, Any], _facts: Facts, answers: TextIO) -> None:
-    signal.alarm(LIMIT_S)
     tell(answers, {})
     with tempfile.TemporaryDirectory(prefix="loader-") as scratch:
         for number, line in enumerate(iter(sys.stdin.readline, "\n")):
+            signal.alarm(LIMIT_S)
             # vLLM from 0.30 on remembers by path what a checkpoint holds.
             folder = Path(scratch) / str(number)
             case = json.loads(line)
