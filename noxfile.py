@@ -38,7 +38,9 @@ def install(session: nox.Session, *groups: str, extra: str | None = None) -> Non
 
 def run(session: nox.Session, *command: str) -> None:
     """Run a command of the session's environment; on Ctrl-C let it keep what is finished."""
-    session.run(*command, env={"PYTHONPATH": None}, interrupt_timeout=20.0, terminate_timeout=10.0)
+    # Kept, what pytest rewrites (its plugins above all, for seconds) is not rewritten in every process.
+    env = {"PYTHONPATH": None, "PYTHONDONTWRITEBYTECODE": None}
+    session.run(*command, env=env, interrupt_timeout=20.0, terminate_timeout=10.0)
 
 
 @nox.session
@@ -64,17 +66,18 @@ def _compat_options(options: list[str]) -> list[str]:
 def tests(session: nox.Session) -> None:
     """All tests: unit, the matrix itself, and integration with real ModelOpt and real vLLM."""
     install(session, "test")
-    run(session, "pytest", "-q", "tests/unit")
+    run(session, "pytest", "-q", "tests/unit", "-n", "auto")
     run(session, "qvlfp8", "matrix")
     run(session, "pytest", "-q", "tests/compat")
-    run(session, "pytest", "-q", "tests/integration", *session.posargs)
+    # Tests that share a vLLM or the Docker daemon run one after the other, beside the rest.
+    run(session, "pytest", "-q", "tests/integration", "-n", "auto", *session.posargs)
 
 
 @nox.session
 def unit(session: nox.Session) -> None:
     """The fast tests alone: seconds, nothing but the project installed."""
     install(session, "test")
-    run(session, "pytest", "-q", "tests/unit", *session.posargs)
+    run(session, "pytest", "-q", "tests/unit", "-n", "auto", *session.posargs)
 
 
 @nox.session

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,15 +115,21 @@ FOUND: Mapping[str, Made] = {
 def main() -> None:
     """Ask every loader that is built."""
     from qvlfp8.findings import diagnose_preflight
-    from tests.integration.loader import Loader, built
+    from qvlfp8.project import Project
+    from tests.integration.loader import ROOT, Hosts
 
     said: dict[str, dict[str, list[str]]] = {name: {} for name in FOUND}
-    for environment, folder in built().items():
-        with Loader(folder, Path("/dev/null")) as loader:
-            for name, made in FOUND.items():
-                found = diagnose_preflight(loader.ask(made))
-                said[name][environment] = sorted({finding.id for finding in found})
-        print(environment)
+    project = Project.open(ROOT / "matrix.yaml")
+    with tempfile.TemporaryDirectory() as scratch, contextlib.closing(Hosts(project, Path(scratch))) as hosts:
+        for environment in project.matrix.file.serve:
+            host = hosts.of(environment.id) if environment.recordable else None
+            if host is None:
+                continue
+            with host.cases() as ask:
+                for name, made in FOUND.items():
+                    found = diagnose_preflight(ask(made))
+                    said[name][environment.id] = sorted({finding.id for finding in found})
+            print(environment.id)
     DATA.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

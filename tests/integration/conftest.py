@@ -16,21 +16,51 @@ from pathlib import Path
 
 import pytest
 from docker import DockerClient
+from xdist.remote import Producer
 
 from qvlfp8.commands.images import make_base
 from qvlfp8.errors import QvlError
 from qvlfp8.images import base as bases
 from qvlfp8.images.daemon import connect
 from qvlfp8.project import Project
+from qvlfp8.run import default_jobs, this_host
 from qvlfp8.store import Store
+from tests.integration.grouping import GroupScheduling, check, group_of
+from tests.integration.loader import Hosts
 
 ROOT = Path(__file__).parents[2]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: as many tests at once as a run of the matrix has workers; each may have a vLLM."""
+    return default_jobs(this_host())
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    """With `-n`: group by group."""
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without it, too, tests of one group run in a row, so that what they share starts once."""
+    for item in items:
+        check(item)
+    alone = {item.nodeid for item in items if group_of(item.nodeid) == item.nodeid}
+    items.sort(key=lambda item: "" if item.nodeid in alone else group_of(item.nodeid))
 
 
 @pytest.fixture(scope="session")
 def shipped() -> Project:
     """The repository's own project, its default slice executed."""
     return Project.open(ROOT / "matrix.yaml")
+
+
+@pytest.fixture(scope="session")
+def hosts(shipped: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """vLLM's loader in each serve environment that is built."""
+    hosts = Hosts(shipped, tmp_path_factory.mktemp("hosts"))
+    yield hosts
+    hosts.close()
 
 
 @dataclass(frozen=True)

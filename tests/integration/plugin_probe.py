@@ -3,9 +3,9 @@
     python plugin_probe.py JOB.json RESULT.json
 
 JOB: ``checkpoints`` maps names to folders; ``settings`` lists what is asked: ``absent`` (the plugin is not
-registered), or a value of QVLFP8_VLLM_BLIND. ``entry_point``: the plugin is found by vLLM's own search,
-before any model is imported; else its ``register`` is called after the first pass. RESULT: what preflight
-measured and what the plugin logged, by setting and name.
+registered), or a value of QVLFP8_VLLM_BLIND. Run as a program, the plugin is found by vLLM's own search,
+before any model is imported; in :mod:`tests.integration.vllm_host`, ``register`` is called after the first
+pass. RESULT: what preflight measured and what the plugin logged, by setting and name.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8 import checkpoint
-from qvlfp8.worker import generate_patches, preflight, vllm_patches
-from qvlfp8.worker.vllm_patches import version_of_vllm
+from qvlfp8.worker import preflight, vllm_patches
+from tests.integration import vllm_host
 
 MODEL = "vllm.model_executor.models.qwen2_5_vl"
 
@@ -55,25 +55,6 @@ def find_by_vllm() -> dict[str, Any]:
     }
 
 
-def prepare() -> dict[str, Any]:
-    """Prepare as the preflight worker does; the CPU build, which it is not meant for, as generate does."""
-    if version_of_vllm() != _version("vllm"):
-        vllm_patches.PATCHES = ()
-        generate_patches.apply(on_cpu=True)
-        vars(preflight)["version"] = lambda name: version_of_vllm() if name == "vllm" else _version(name)
-    facts = preflight.prepare([])
-    # Qwen2-VL looks up an activation that Qwen2.5-VL does not; only the name is needed.
-    vllm_patches._declare_activations()
-    return facts
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def wraps() -> int:
     """How often the model class's load_weights was wrapped."""
     function = sys.modules[MODEL].Qwen2_5_VLForConditionalGeneration.load_weights
@@ -83,21 +64,21 @@ def wraps() -> int:
     return depth
 
 
-def main(job: dict[str, Any]) -> dict[str, Any]:
+def main(job: dict[str, Any], facts: dict[str, Any], *, found: bool = False) -> dict[str, Any]:
+    """Ask in a prepared vLLM; ``found``: the plugin is registered."""
     lines = Lines()
-    result: dict[str, Any] = {"runs": {}, "logged": {}}
-    if job["entry_point"]:
-        result["found"] = find_by_vllm()
-    result["facts"] = prepare()
-    if "fault" in result["facts"]:
+    result: dict[str, Any] = {"runs": {}, "logged": {}, "facts": facts}
+    if "fault" in facts:
         return result
+    # Qwen2-VL looks up an activation that Qwen2.5-VL does not; only the name is needed.
+    vllm_patches._declare_activations()
     # Not before: vLLM's own configuration of logging takes handlers away.
     logging.getLogger("vllm.qvlfp8").addHandler(lines)
     result["wrapped_before"] = wraps()
     for setting in job["settings"]:
         if setting != "absent":
             os.environ["QVLFP8_VLLM_BLIND"] = setting
-            if not job["entry_point"]:
+            if not found:
                 import qvlfp8_vllm
 
                 qvlfp8_vllm.register()
@@ -115,4 +96,6 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked, answer = map(Path, sys.argv[1:])
-    answer.write_text(json.dumps(main(json.loads(asked.read_text()))))
+    by_vllm = find_by_vllm()
+    said = main(json.loads(asked.read_text()), vllm_host.prepare(), found=True)
+    answer.write_text(json.dumps({**said, "found": by_vllm}))

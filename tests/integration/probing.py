@@ -63,6 +63,18 @@ def _misspelled(source: Path, out: Path) -> Path:
     return out
 
 
+def said_by(python: Path, code: str, *arguments: str) -> list[str]:
+    """The lines that a program prints, run by an environment's Python with the repository importable."""
+    done = subprocess.run(
+        [str(python), "-c", code, *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
+        # As a worker that quantizes has it; a second thread would wait for the test beside this one.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
 def probe(
     script: str, python: Path, job: Mapping[str, Any], folder: Path, path: Sequence[Path], **variables: str
 ) -> dict[str, Any]:

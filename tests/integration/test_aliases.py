@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 from qvlfp8 import reference
-from tests.integration.conftest import ROOT, Sandbox
+from tests.integration.conftest import Sandbox
+from tests.integration.probing import said_by
 
 SWITCHES = """
 import copy, json, sys
@@ -52,12 +52,7 @@ def test_aliases_mean_what_modelopt_means_by_them(sandbox: Sandbox, tmp_path: Pa
     aliases = {alias: recipe.meaning for recipe in recipes.values() for alias in recipe.aliases}
     python = next(sandbox.store.environments.glob("modelopt-0.47.0-*")) / "bin" / "python"
     reference.write_random(tmp_path / "model", seed=0, tied=False)
-    done = subprocess.run(
-        [str(python), "-c", SWITCHES, str(tmp_path / "model"), json.dumps(aliases)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = json.loads(said_by(python, SWITCHES, str(tmp_path / "model"), json.dumps(aliases))[-1])
     assert set(said) == {"fp8_default-kv_fp8", "fp8_default-kv_fp8_cast", "nvfp4_default-kv_fp8"}
     for alias, (ours, theirs) in said.items():
         assert ours, alias

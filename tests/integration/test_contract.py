@@ -27,7 +27,7 @@ from qvlfp8.survey import survey
 from qvlfp8.worker.contract import write_checkpoint
 from tests.contract_cases import Made, checkpoints
 from tests.contract_found import FOUND
-from tests.integration.loader import ROOT, Loader, built
+from tests.integration.loader import ROOT, Hosts
 
 EXAMPLES = int(os.environ.get("QVLFP8_EXAMPLES", "120"))
 
@@ -62,16 +62,16 @@ def static(made: Made, contract: Contract, scratch: Path) -> list[str] | str:
 
 
 @pytest.mark.parametrize("environment", environments())
-def test_the_static_answer_is_vllms(environment: str, tmp_path: Path) -> None:
-    folder = built().get(environment)
-    if folder is None:
+def test_the_static_answer_is_vllms(hosts: Hosts, environment: str, tmp_path: Path) -> None:
+    host = hosts.of(environment)
+    if host is None:
         pytest.skip(f"{environment} is not built")
     contract = contract_of(environment)
     seen: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
-    with Loader(folder, tmp_path / "log") as loader:
+    with host.cases() as ask:
         for name, made in FOUND.items():
-            assert ids(diagnose_preflight(loader.ask(made))) == static(made, contract, tmp_path / "it"), name
+            assert ids(diagnose_preflight(ask(made))) == static(made, contract, tmp_path / "it"), name
 
         @settings(
             max_examples=EXAMPLES, deadline=None, database=None, derandomize=EXAMPLES <= 200,
@@ -79,7 +79,7 @@ def test_the_static_answer_is_vllms(environment: str, tmp_path: Path) -> None:
         )  # fmt: skip
         @given(checkpoints())
         def agree(made: Made) -> None:
-            measured = loader.ask(made)
+            measured = ask(made)
             found = ids(diagnose_preflight(measured))
             answer = static(made, contract, tmp_path / "checkpoint")
             seen.update(found or ["none"])

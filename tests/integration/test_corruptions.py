@@ -19,6 +19,7 @@ from qvlfp8.judge import Verdict
 from qvlfp8.project import Project
 from qvlfp8.tensorfile import Tensor, read_bytes, write_safetensors
 from tests.integration.asking import Asker
+from tests.integration.loader import Hosts
 
 Entry = tuple[str, str, tuple[int, ...], bytes]
 Edit = Callable[[dict[str, Entry]], None]
@@ -151,7 +152,7 @@ def asker(shipped: Project, corrupted: Mapping[str, Path], tmp_path_factory: pyt
 
 @pytest.fixture(scope="session")
 def inspected(asker: Asker) -> dict[str, Verdict]:
-    return asker.ask("inspect", None)
+    return asker.inspect()
 
 
 def test_inspect_sees_every_corruption_and_nothing_in_the_good_one(inspected: Mapping[str, Verdict]) -> None:
@@ -168,10 +169,10 @@ def default_serve() -> list[Any]:
 
 @pytest.mark.parametrize("serve", default_serve())
 def test_every_corruption_is_red_in_every_vllm(
-    shipped: Project, asker: Asker, inspected: Mapping[str, Verdict], serve: str
+    shipped: Project, hosts: Hosts, asker: Asker, inspected: Mapping[str, Verdict], serve: str
 ) -> None:
     cell = shipped.cells(only=[f"lm-fp8/modelopt-0.47.0/seeing-untied/{serve}"])[0]
-    verdicts = asker.ask("preflight", cell)
+    verdicts = asker.preflight(serve, hosts.of(serve))
     assert not {n: v.fault for n, v in verdicts.items() if v.status == "error"}
     stored = next(v for v in shipped.views(shipped.plan([cell], shipped.locks([cell]))))
     foretold = stored.stage("preflight")

@@ -5,7 +5,9 @@ Slow: real ModelOpt and real vLLM code are imported twice each, and images are b
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from qvlfp8 import checkpoint, reference
 from qvlfp8.engine.docker_leftovers import KIND, STEP
 from qvlfp8.errors import EXIT_INTERRUPTED
 from qvlfp8.project import Project
+from qvlfp8.reference.coco import write_coco
 from qvlfp8.results import Record
 from tests.integration.conftest import Sandbox
 
@@ -87,6 +90,57 @@ def test_quantizing_ones_own_model_gives_the_same_checkpoint(sandbox: Sandbox, s
     assert made["venv"] == made["docker"]
 
 
+def spoilt_coco(folder: Path) -> Path:
+    """Forty pictures with captions, of which 37 can be used."""
+    write_coco(folder, pictures=40, seed=0)
+    captions = folder / "annotations" / "captions_train2017.json"
+    content = json.loads(captions.read_text())
+    picture = folder / "train2017" / content["images"][0]["file_name"]
+    picture.write_bytes(picture.read_bytes()[:500])
+    content["annotations"][1]["caption"] = "  "
+    content["annotations"][2]["caption"] = "a <|image_pad|> that is none"
+    captions.write_text(json.dumps(content))
+    return folder
+
+
+def test_a_data_set_of_ones_own_is_shown_to_the_container_and_gives_the_same_checkpoint(
+    sandbox: Sandbox, docker_client: DockerClient
+) -> None:
+    model, coco = sandbox.root / "model", spoilt_coco(sandbox.root / "coco")
+    reference.write_trained(model, tied=True)
+    before = running(docker_client)
+    made, calibration, mounts = {}, {}, []
+    for engine in ("docker", "venv"):
+        out = sandbox.root / engine
+        process = sandbox.start(
+            "quantize", "lm-fp8-image-calib", "--model", str(model), "--out", str(out), "--engine", engine,
+            "--dataset", f"coco:{coco}", "--samples", "37",
+        )  # fmt: skip
+        if engine == "docker":
+            (container,) = appeared(docker_client, process, before)
+            mounts = docker_client.containers.get(container).attrs["Mounts"]
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        record = Record.model_validate_json((out / "qvlfp8-record.json").read_text())
+        assert (record.status, record.environment["engine"]) == ("pass", engine)
+        assert f"--dataset coco:{coco}" in record.repeat
+        assert record.inputs["dataset"]["digest"]
+        (out / "qvlfp8-record.json").unlink()
+        made[engine] = checkpoint.folder_digest(out)
+        calibration[engine] = record.measured["quantize"]["calibration"]
+
+    shown = {mount["Destination"]: (mount["Source"], mount["RW"]) for mount in mounts}
+    for read in (coco / "train2017", coco / "annotations" / "captions_train2017.json"):
+        assert shown[str(read)] == (str(read), False)
+    assert not [place for place in shown if Path(place) in (coco, *coco.parents)], "more than it reads"
+    assert made["docker"] == made["venv"]
+    assert calibration["docker"] == calibration["venv"]
+    assert (calibration["docker"]["samples"], calibration["docker"]["images"]) == (37, 37)
+    assert calibration["docker"]["dataset"]["skipped"] == {
+        "broken picture": 1, "empty text": 1, "text with the model's own marks": 1,
+    }  # fmt: skip
+
+
 def test_a_model_of_the_hubs_cache(sandbox: Sandbox, says: Says) -> None:
     """A snapshot is links into the cache, which the container sees and cannot write."""
     hub = sandbox.root / "hub" / "models--some--model"
@@ -107,26 +161,33 @@ def test_a_model_of_the_hubs_cache(sandbox: Sandbox, says: Says) -> None:
     assert (out / "model.safetensors").exists()
 
 
+def running(client: DockerClient) -> set[str]:
+    """The ids of the containers in which steps run."""
+    found = client.containers.list(filters={"label": f"{KIND}={STEP}"}, sparse=True)
+    return {str(container.id) for container in found}
+
+
+def appeared(client: DockerClient, process: subprocess.Popen[str], before: set[str]) -> set[str]:
+    """Wait until the process has a step running; the ids of what was not there before."""
+    while running(client) <= before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return running(client) - before
+
+
 def test_an_interrupt_leaves_no_container_and_no_output(
     sandbox: Sandbox, docker_client: DockerClient
 ) -> None:
     model = sandbox.root / "model"
     reference.write_trained(model, tied=True)
     out = sandbox.root / "made"
-
-    def running() -> set[str | None]:
-        found = docker_client.containers.list(filters={"label": f"{KIND}={STEP}"}, sparse=True)
-        return {container.id for container in found}
-
-    before = running()
+    before = running(docker_client)
     process = sandbox.start(
         "quantize", "lm-fp8", "--model", str(model), "--out", str(out), "--engine", "docker"
     )
-    while running() <= before:
-        assert process.poll() is None
-        time.sleep(0.05)
+    appeared(docker_client, process, before)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_INTERRUPTED, errors
-    assert running() <= before
+    assert running(docker_client) <= before
     assert not [path for path in sandbox.root.iterdir() if path.name.startswith(("made", ".qvlfp8-"))]

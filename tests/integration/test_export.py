@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 from qvlfp8 import checkpoint, reference
 from qvlfp8.worker import inspect
-from tests.integration.conftest import ROOT, Sandbox
+from tests.integration.conftest import Sandbox
+from tests.integration.probing import said_by
 
 COMPANIONS = {
     "chat_template.jinja",
@@ -54,12 +54,8 @@ def test_an_export_is_whole_or_not_there(sandbox: Sandbox, tmp_path: Path) -> No
         reference.write_random(folder, seed=0, tied=name == "tied")
     recipe = project.matrix.recipes["lm-fp8"].meaning
     said = {name: str(folder) for name, folder in models.items()}
-    done = subprocess.run(
-        [str(python), "-c", EXPORTS, json.dumps(recipe), json.dumps(said), str(tmp_path / "out")],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1] == "No space left on device []"
+    lines = said_by(python, EXPORTS, json.dumps(recipe), json.dumps(said), str(tmp_path / "out"))
+    assert lines[-1] == "No space left on device []"
     for name, model in models.items():
         made = tmp_path / "out" / name / "checkpoint"
         assert {path.name for path in made.parent.iterdir()} == {"checkpoint"}

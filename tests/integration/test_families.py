@@ -7,7 +7,6 @@ and the flat one that is published.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from qvlfp8 import families
 from qvlfp8.project import Project
 from qvlfp8.structure import canonical, spellings
+from tests.integration.probing import said_by
 
 TEXT = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2,
@@ -55,7 +55,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 found = {}
-for name, config in json.load(sys.stdin).items():
+for name, config in json.loads(sys.argv[1]).items():
     if name.split()[0] not in CONFIG_MAPPING_NAMES:  # Qwen3-VL came with 4.57
         continue
     made = AutoConfig.for_model(name.split()[0], **config)
@@ -70,7 +70,7 @@ for name, config in json.load(sys.stdin).items():
             for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)
         },
     }
-json.dump(found, sys.stdout)
+print("\\n" + json.dumps(found))
 """
 
 
@@ -79,11 +79,7 @@ def real(shipped: Project) -> Mapping[str, Mapping[str, Any]]:
     """What the real classes have, by environment and configuration."""
     found = {}
     for python in sorted(shipped.store.environments.glob("modelopt-*/bin/python")):
-        done = subprocess.run(
-            [str(python), "-c", REAL], input=json.dumps(CONFIGS), text=True, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        found[python.parts[-3]] = json.loads(done.stdout)
+        found[python.parts[-3]] = json.loads(said_by(python, REAL, json.dumps(CONFIGS))[-1])
     assert found, "no ModelOpt environment is built: run `nox -s matrix` first"
     return found
 

@@ -18,7 +18,8 @@ import pytest
 
 from qvlfp8 import checkpoint, reference
 from qvlfp8.tensorfile import read_bytes, write_safetensors
-from tests.integration.conftest import ROOT, Sandbox
+from tests.integration.conftest import Sandbox
+from tests.integration.probing import said_by
 
 Says = Callable[[tuple[int, str, str], int, Sequence[str]], None]
 
@@ -203,11 +204,8 @@ def test_a_recipe_that_matches_no_module_is_refused_with_the_part(sandbox: Sandb
     project = sandbox.project()
     python = next((sandbox.store.environments).glob("modelopt-0.47.0-*")) / "bin" / "python"
     recipe = project.matrix.recipes["lm-fp8"].model_dump_json()
-    done = subprocess.run(
-        [str(python), "-c", MATCHES_NOTHING, recipe],
-        cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
-    assert done.stdout.startswith("recipe-matches-no-module recipe lm-fp8 names language_model")
+    said = "\n".join(said_by(python, MATCHES_NOTHING, recipe))
+    assert said.startswith("recipe-matches-no-module recipe lm-fp8 names language_model")
 
 
 def test_a_recipe_that_calibration_never_reaches_is_7(sandbox: Sandbox, tmp_path: Path, says: Says) -> None:

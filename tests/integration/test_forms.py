@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from qvlfp8.contract import form_data
-from qvlfp8.contract.form_data import FormRecords
 from qvlfp8.contract.form_recording import answer
 from qvlfp8.contract.samples import ARCHITECTURES, Sizes, samples
 from tests.contract_cases import Made
-from tests.integration.loader import Loader, built
+from tests.integration.loader import Hosts
 
 SIZES = (
     Sizes(layers=3, blocks=4, hidden=384, inner=640, vision=240, vision_inner=480, mergers=2),
@@ -29,17 +27,21 @@ def asked() -> Iterator[tuple[int, Sizes]]:
         yield from ((position, sizes) for position in range(number, len(samples()), EVERY))
 
 
-@pytest.mark.parametrize("records", form_data.load_all(), ids=lambda records: records.environment)
-def test_a_form_means_the_same_at_other_sizes(records: FormRecords, tmp_path: Path) -> None:
-    folder = built().get(records.environment)
-    if folder is None:
-        pytest.skip(f"{records.environment} is not built")
+RECORDS = {records.environment: records for records in form_data.load_all()}
+
+
+@pytest.mark.parametrize("environment", RECORDS)
+def test_a_form_means_the_same_at_other_sizes(hosts: Hosts, environment: str) -> None:
+    records = RECORDS[environment]
+    host = hosts.of(environment)
+    if host is None:
+        pytest.skip(f"{environment} is not built")
     wrong = []
-    with Loader(folder, tmp_path / "log") as loader:
+    with host.cases() as ask:
         for position, sizes in asked():
             sample = samples()[position]
             made = Made(files=sample.files(sizes), tensors=sample.tensors(sizes))
-            found = answer(sample, loader.ask(made, ARCHITECTURES))
+            found = answer(sample, ask(made, ARCHITECTURES))
             known = records.answers[sample.name]
             if known.reason and known.reason.startswith("no sample of"):
                 # Nor does one of another size work: what it fails with is not kept.

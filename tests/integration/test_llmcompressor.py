@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 from qvlfp8 import reference
@@ -11,7 +10,8 @@ from qvlfp8.engine.venv import VenvEngine
 from qvlfp8.locks import read_lock
 from qvlfp8.worker import inspect
 from tests.integration import families
-from tests.integration.conftest import ROOT, Sandbox
+from tests.integration.conftest import Sandbox
+from tests.integration.probing import said_by
 
 ENVIRONMENT = "llmcompressor-0.14.0.1"
 
@@ -51,17 +51,12 @@ def test_llm_compressor_quantizes_and_a_pattern_that_no_longer_matches_is_refuse
     families.write_unquantized(tmp_path / "qwen3_vl", "qwen3_vl")
     models = [str(tmp_path / name) for name in ("qwen2_5_vl", "qwen3_vl")]
     recipe = project.matrix.recipes["llmcompressor-fp8-dynamic"].meaning
-    done = subprocess.run(
-        [str(python), "-c", QUANTIZES, json.dumps(recipe), json.dumps(models), str(tmp_path / "out")],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    lines = said_by(python, QUANTIZES, json.dumps(recipe), json.dumps(models), str(tmp_path / "out"))
     for name, (language, vision) in {"qwen2_5_vl": (21, 17), "qwen3_vl": (7, 12)}.items():
         params = {"checkpoint": str(tmp_path / "out" / name / "checkpoint"), "recipe": recipe}
         found = inspect.run(params, tmp_path)
         assert found["problems"] == [], name
         assert found["format"] == "compressed-tensors-fp8"
         assert found["scope_quantized"] == {"language_model": [language, language], "vision": [0, vision]}
-    said = done.stdout.splitlines()[-1]
-    assert said.startswith("recipe-not-honoured recipe ")
-    assert "17 modules that it does not name are quantized" in said
+    assert lines[-1].startswith("recipe-not-honoured recipe ")
+    assert "17 modules that it does not name are quantized" in lines[-1]

@@ -21,6 +21,7 @@ from qvlfp8.findings import diagnose_preflight
 from qvlfp8.project import Project
 from qvlfp8.scoring import Bounds, score
 from tests.integration.families import Case, Family, write
+from tests.integration.loader import Hosts
 from tests.integration.probing import GOOD, MISSPELLED, NAIVE, PLUGIN, ROOT, exports, probe, python_of
 
 RECIPES = ("vlm-fp8-naive", "lm-fp8", "vlm-fp8")
@@ -37,7 +38,7 @@ Asked = Callable[[str], Mapping[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def asked(shipped: Project, tmp_path_factory: pytest.TempPathFactory) -> Asked:
+def asked(shipped: Project, hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Asked:
     """What a serve environment's loader says of every export, without the plugin and under each setting."""
     root = tmp_path_factory.mktemp("plugin")
     checkpoints = exports(shipped, RECIPES, root)
@@ -52,11 +53,11 @@ def asked(shipped: Project, tmp_path_factory: pytest.TempPathFactory) -> Asked:
 
     def ask(serve: str) -> Mapping[str, Any]:
         if serve not in results:
-            python = python_of(shipped, serve)
-            if python is None:
+            host = hosts.of(serve)
+            if host is None:
                 pytest.skip("not built: the default slice does without it")
-            job = {"checkpoints": checkpoints, "settings": SETTINGS, "entry_point": False}
-            results[serve] = probe("plugin_probe.py", python, job, root / serve, [ROOT, PLUGIN])
+            job = {"checkpoints": checkpoints, "settings": SETTINGS}
+            results[serve] = host.probe("plugin_probe", job, [PLUGIN])
         return results[serve]
 
     return ask
@@ -192,7 +193,7 @@ def test_vllm_finds_the_installed_plugin(
     if python is None:
         pytest.skip("not built: the default slice does without it")
     checkpoints = {NAIVE: exports(shipped, RECIPES, tmp_path)[NAIVE]}
-    job = {"checkpoints": checkpoints, "settings": ["warn"], "entry_point": True}
+    job = {"checkpoints": checkpoints, "settings": ["warn"]}
     result = probe("plugin_probe.py", python, job, tmp_path, [ROOT, installed], **variables)
     assert Path(result["found"].pop("file")).is_relative_to(installed)
     assert result["found"] == {"hooks": 1, "model_imported": False, "distribution": "0.1.0"}

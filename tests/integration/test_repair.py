@@ -21,6 +21,7 @@ from qvlfp8.mending import carry_out
 from qvlfp8.project import Project
 from qvlfp8.scoring import Bounds, score
 from tests.integration.asking import Asker
+from tests.integration.loader import Hosts
 
 ROOT = Path(__file__).parents[2]
 KV = "language-kv-scale-unsupported"
@@ -60,7 +61,7 @@ def asker(shipped: Project, mended: Mapping[str, Path], tmp_path_factory: pytest
 
 
 def test_inspect_passes_what_was_mended(asker: Asker) -> None:
-    verdicts = asker.ask("inspect", None)
+    verdicts = asker.inspect()
     assert {name: _short(verdict) for name, verdict in verdicts.items()} == dict.fromkeys(verdicts, "pass")
 
 
@@ -71,13 +72,11 @@ def _serve() -> list[object]:
 
 
 @pytest.mark.parametrize(("serve", "default"), _serve())
-def test_every_loader_takes_what_was_mended(
-    shipped: Project, asker: Asker, serve: str, *, default: bool
-) -> None:
-    cell = shipped.cells(only=[f"lm-fp8/modelopt-0.47.0/seeing-untied/{serve}"], everything=True)[0]
-    if not default and not asker.built(cell):
+def test_every_loader_takes_what_was_mended(hosts: Hosts, asker: Asker, serve: str, *, default: bool) -> None:
+    host = hosts.of(serve)
+    if not default and host is None:
         pytest.skip("not built: the default slice does without it")
-    verdicts = asker.ask("preflight", cell)
+    verdicts = asker.preflight(serve, host)
     expected = {
         name: f"fail {KV}" if serve in CANNOT_PLACE_KV_SCALES and not name.endswith(" without") else "pass"
         for name in verdicts

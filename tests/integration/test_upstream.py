@@ -10,6 +10,7 @@ import pytest
 from packaging.version import Version
 
 from qvlfp8.project import Project
+from tests.integration.loader import Hosts
 from tests.integration.probing import MISSPELLED, ROOT, exports, probe, python_of
 from tests.integration.test_corruptions import default_serve
 from tests.integration.test_plugin import BLIND, RECIPES, STRAY, causes
@@ -26,7 +27,7 @@ Asked = Callable[[str], Mapping[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def asked(shipped: Project, tmp_path_factory: pytest.TempPathFactory) -> Asked:
+def asked(shipped: Project, hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Asked:
     """What a vLLM says of every export as released, and with each change."""
     root = tmp_path_factory.mktemp("upstream")
     checkpoints = exports(shipped, RECIPES, root)
@@ -35,15 +36,15 @@ def asked(shipped: Project, tmp_path_factory: pytest.TempPathFactory) -> Asked:
 
     def ask(serve: str) -> Mapping[str, Any]:
         if serve not in results:
-            python = python_of(shipped, serve)
-            if python is None:
+            host = hosts.of(serve)
+            if host is None:
                 assert serve in SWITCHED, "run `nox -s matrix` first"
                 pytest.skip("not built: the default slice does without it")
             changes = ["none", "skip", "track", "warn"]
             if version_of(serve) >= HAS_SWITCH:
                 changes.append("released_track")
             job = {"checkpoints": checkpoints, "changes": changes}
-            results[serve] = probe("upstream_probe.py", python, job, root / serve, [ROOT])
+            results[serve] = host.probe("upstream_probe", job)
             assert "fault" not in results[serve]["facts"]
         return results[serve]
 

@@ -1,6 +1,6 @@
 """Make the changes of docs/upstream.md to a real vLLM, in memory, and ask it about checkpoints.
 
-    python upstream_probe.py JOB.json RESULT.json
+Asked in :mod:`tests.integration.vllm_host`.
 
 JOB: ``checkpoints`` maps names to folders; ``changes`` lists which of :data:`CHANGES` to ask with, one at
 a time. RESULT: what preflight measured and what was logged, by change and name.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 from qvlfp8.worker import preflight
-from tests.integration.plugin_probe import MODEL, Lines, prepare
+from tests.integration.plugin_probe import MODEL, Lines
 
 LOG = logging.getLogger("vllm.upstream")
 
@@ -132,9 +131,10 @@ def warn() -> Iterator[None]:
 CHANGES = {change.__name__: change for change in (none, skip, track, released_track, warn)}
 
 
-def main(job: dict[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {"runs": {}, "logged": {}, "facts": prepare()}
-    if "fault" in result["facts"]:
+def main(job: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Ask in a prepared vLLM."""
+    result: dict[str, Any] = {"runs": {}, "logged": {}, "facts": facts}
+    if "fault" in facts:
         return result
     lines = Lines()
     LOG.addHandler(lines)
@@ -147,8 +147,3 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
                 runs[name] = preflight.run({"checkpoint": folder}, Path(os.devnull))
                 logged[name] = lines.kept
     return result
-
-
-if __name__ == "__main__":
-    asked, answer = map(Path, sys.argv[1:])
-    answer.write_text(json.dumps(main(json.loads(asked.read_text()))))

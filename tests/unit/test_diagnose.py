@@ -272,6 +272,6 @@ def test_text_made_of_signatures_pieces_is_diagnosed(pieces: list[str]) -> None:
     ],
 )
 def test_no_signature_is_slow_on_what_nearly_matches(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     diagnose(unit * (400_000 // len(unit)))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
