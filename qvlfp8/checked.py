@@ -87,8 +87,8 @@ def missing(folder: Path, found: Explanation | None) -> Iterator[str]:
         yield from _missing_shards(folder, names)
     elif not any(name.endswith(".safetensors") for name in names):
         yield (
-            "There is no .safetensors file. Configurations say what was meant, not what was stored: nothing is"
-            " said without tensors. Add the weights; only their headers and scales are read."
+            "There is no .safetensors file. Configurations say what was meant, not what was stored: nothing"
+            " is said without tensors. Add the weights; only their headers and scales are read."
         )
     if found is not None and (companions := found.described.description.missing_files):
         yield (

@@ -1,8 +1,8 @@
 """The checkpoint checker: ``check.html``, and what it runs in the browser.
 
-There is one implementation: the page runs :mod:`qvlfp8.checked` in Pyodide. A page from disk can neither fetch
-nor import modules, so whatever is no script travels as gzip in base64 inside classic scripts, which are loaded
-when the first files are given.
+There is one implementation: the page runs :mod:`qvlfp8.checked` in Pyodide. A page from disk can neither
+fetch nor import modules, so whatever is no script travels as gzip in base64 inside classic scripts, which are
+loaded when the first files are about to be given.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import gzip
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -23,15 +24,17 @@ CSP = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src blob:; style-src 'self';"
     " img-src 'self'; connect-src 'none'; base-uri 'none'; form-action 'none'"
 )
-"""``wasm-unsafe-eval`` compiles WebAssembly and no script; the worker inherits the policy, and connects nowhere."""
+"""``wasm-unsafe-eval`` lets WebAssembly be compiled, and no text. The worker inherits it: no connection."""
 
 ASSETS = Path(__file__).with_name("assets")
 
 
 class Render(Protocol):
-    """Render a template of the site with these values."""
+    """Renders a template of the site."""
 
-    def __call__(self, template: str, /, **values: object) -> str: ...
+    def __call__(self, template: str, /, **values: object) -> str:
+        """Render it with these values."""
+        ...
 
 
 def write_checker(
@@ -48,11 +51,12 @@ def write_checker(
         None; or, where Pyodide cannot be had, one line that says why the page has no checker.
     """
     assets = out / "assets"
-    (assets / "checker").mkdir(parents=True, exist_ok=True)
     try:
         parts, why = _parts(runtime()), None
     except pyodide.PyodideError as error:
         parts, why = {}, error.problem
+    shutil.rmtree(assets / "checker", ignore_errors=True)
+    (assets / "checker").mkdir(parents=True)
     for name, content in parts.items():
         (assets / "checker" / name).write_bytes(content)
     for name in ("check.css", "check.js") if parts else ("check.css",):
@@ -65,7 +69,6 @@ def write_checker(
         parts=[f"assets/checker/{name}" for name in parts],
         megabytes=f"{sum(map(len, parts.values())) / 1e6:.1f}",
         pyodide=pyodide.VERSION,
-        why=why,
     )
     (out / "check.html").write_text(page, encoding="utf-8")
     return None if why is None else f"the checker was not built: {why}"

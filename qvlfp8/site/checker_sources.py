@@ -1,7 +1,7 @@
-"""The part of this project that answers ``qvlfp8 explain``, as one archive for the browser. Pure but for reading.
+"""The part of this project that answers ``qvlfp8 explain``, as one archive for the browser.
 
-It holds :mod:`qvlfp8.checked`, all that it imports, the recorded data that it answers from, and the modules of
-``packaging`` that it needs; everything else it imports is the standard library.
+It holds :mod:`qvlfp8.checked`, all of this package that it imports, the recorded data that it answers from,
+and the modules of ``packaging`` that it needs; everything else that it imports is the standard library.
 """
 
 from __future__ import annotations

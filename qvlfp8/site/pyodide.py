@@ -22,7 +22,7 @@ from urllib.request import urlopen
 
 from qvlfp8.errors import QvlError
 
-__all__ = ["FILES", "INTEGRITY", "VERSION", "PyodideError", "fetch", "runtime"]
+__all__ = ["FILES", "INTEGRITY", "VERSION", "PyodideError", "fetch", "integrity", "runtime"]
 
 VERSION = "0.29.5"
 """CPython 3.13. Releases from 314 on are ES modules alone, which do not load from disk."""
@@ -56,9 +56,9 @@ def runtime(cache: Path | None = None, get: Callable[[], bytes] | None = None) -
     """
     kept = (cache or _user_cache()) / f"pyodide-{VERSION}.tgz"
     packed = kept.read_bytes() if kept.is_file() else None
-    if packed is None or _integrity(packed) != INTEGRITY:
+    if packed is None or integrity(packed) != INTEGRITY:
         packed = (get or fetch)()
-        if (found := _integrity(packed)) != INTEGRITY:
+        if (found := integrity(packed)) != INTEGRITY:
             raise PyodideError(
                 f"pyodide {VERSION} from the npm registry is not what was pinned: its digest is {found}",
                 mend="check the registry that npm is configured for",
@@ -101,17 +101,19 @@ def _by_npm() -> bytes:
 
 
 def _by_https() -> bytes:
-    registry = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY")
-    url = f"{(registry or 'https://registry.npmjs.org').rstrip('/')}/pyodide/-/pyodide-{VERSION}.tgz"
+    # npm reads the variable in either case.
+    named = [value for name, value in os.environ.items() if name.lower() == "npm_config_registry"]
+    registry = (named or ["https://registry.npmjs.org"])[0].rstrip("/")
+    url = f"{registry}/pyodide/-/pyodide-{VERSION}.tgz"
     if not url.startswith("https://"):
         raise ValueError(f"{url} is no https address")
     with urlopen(url, timeout=SECONDS, context=ssl.create_default_context()) as answer:  # noqa: S310
-        found: bytes = answer.read(MAX_BYTES)
-        return found
+        packed: bytes = answer.read(MAX_BYTES)
+    return packed
 
 
-def _integrity(packed: bytes) -> str:
-    """Npm's way of writing a digest."""
+def integrity(packed: bytes) -> str:
+    """Give a digest as npm writes it: ``sha512-`` and base64."""
     return "sha512-" + base64.b64encode(hashlib.sha512(packed).digest()).decode()
 
 

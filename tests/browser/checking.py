@@ -104,21 +104,22 @@ class Checker:
     @property
     def lines(self) -> list[str]:
         """What the page shows of an explanation, line by line."""
-        return self.page.eval_on_selector_all(
-            "#result > h2, #result > section > h3, #result > section li, #result > section pre",
-            "found => found.map(each => each.textContent)",
-        )  # type: ignore[no-any-return]
+        kinds = ("> h2", "> section > h3", "> section li", "> section pre")
+        return self._texts(", ".join(f"#result {kind}" for kind in kinds))
 
     @property
     def problem(self) -> list[str]:
         """The error: the problem and the mend."""
-        return self.page.eval_on_selector_all(
-            "#result .problem p", "found => found.map(each => each.textContent)"
-        )  # type: ignore[no-any-return]
+        return self._texts("#result .problem p")
 
     @property
     def notes(self) -> list[str]:
-        return self.page.eval_on_selector_all("#result .notes li", "found => found.map(each => each.textContent)")  # type: ignore[no-any-return]
+        """What to add."""
+        return self._texts("#result .notes li")
+
+    def _texts(self, selector: str) -> list[str]:
+        found: list[str] = self.page.eval_on_selector_all(selector, "f => f.map(each => each.textContent)")
+        return found
 
     def agrees(self, folder: Path) -> int:
         """Hold the page's answer against the command's, field by field and line by line; the exit code."""

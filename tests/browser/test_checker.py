@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qvlfp8.checkpoint import CONFIG, INDEX, WEIGHTS
+from qvlfp8.checkpoint import CONFIG, WEIGHTS
 from qvlfp8.contract.samples import Sizes, samples
 from qvlfp8.site import checker as written
-from qvlfp8.site import pyodide
 from qvlfp8.worker.contract import write_checkpoint
 from tests.browser.checking import Checker, browser, missing
 from tests.unit import hostile
@@ -149,7 +147,7 @@ CASES: dict[str, tuple[Callable[[Path], object], int]] = {
     "another-model": (with_config(architectures=["LlamaForCausalLM"]), 4),
     "another-method": (with_config(quantization_config={"quant_method": "gptq"}), 4),
     "no-known-form": (of_no_known_form, 4),
-    "nvfp4": (sample("modelopt-0.45.0 qwen2_5_vl nvfp4 lm no-kv untied"), 0),
+    "nvfp4": (sample("modelopt-0.45.0 qwen2_5_vl nvfp4 lm no-kv untied"), 1),
     "compressed-fp8": (sample("llm-compressor-0.14.0.1 qwen2_5_vl FP8_DYNAMIC vlm kv untied"), 1),
     "compressed-nvfp4": (sample("llm-compressor-0.14.0.1 qwen2_vl NVFP4 vlm no-kv untied"), 1),
     "qwen3-vl": (sample("modelopt-0.41.0 qwen3_vl fp8 lm no-kv tied"), 1),
@@ -167,7 +165,9 @@ def test_the_page_says_what_the_command_says(case: str, checker: Checker, tmp_pa
     assert checker.agrees(tmp_path / case) == code
 
 
-@pytest.mark.parametrize("case", [case for case in hostile.CASES if not case.heavy], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in hostile.CASES if not case.heavy], ids=lambda case: case.name
+)
 def test_what_is_hostile_is_answered_as_the_command_answers(
     case: hostile.Case, checker: Checker, tmp_path: Path
 ) -> None:
