@@ -1,7 +1,7 @@
 """The part of this project that answers ``qvlfp8 explain``, as one archive for the browser.
 
-It holds :mod:`qvlfp8.checked`, all of this package that it imports, the recorded data that it answers from,
-and the modules of ``packaging`` that it needs; everything else that it imports is the standard library.
+It holds what :data:`ENTRIES` names and all of this package that they import, the recorded data that answers
+come from, and the modules of ``packaging`` that are needed; everything else is the standard library.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 from qvlfp8 import source
 from qvlfp8.contract import data, form_data
 
-__all__ = ["ENTRY", "archive", "files"]
+__all__ = ["ENTRIES", "archive", "files"]
 
-ENTRY = "checked"
-"""The module that the page calls, named relative to the package."""
+ENTRIES = ("checked", "json_depth")
+"""The modules that the page calls, named relative to the package."""
 
 _PACKAGING = ("specifiers", "version")
 """The modules of packaging that the project imports there."""
@@ -38,7 +38,7 @@ def archive() -> bytes:
 
 def files() -> Mapping[str, bytes]:
     """Give the archive's files by name, sorted."""
-    own = source.closure(ENTRY)
+    own = source.closure(*ENTRIES)
     found = {_inside(source.file_of(name)): source.file_of(name).read_bytes() for name in own}
     found["qvlfp8/__init__.py"] = (source.PACKAGE / "__init__.py").read_bytes()
     for file in (*data.FOLDER.glob("*.json"), *form_data.FOLDER.glob("*.json"), form_data.SAMPLES):

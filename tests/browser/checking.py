@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-
-from tests.unit.test_cli import qvlfp8
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -74,6 +70,27 @@ class Checker:
         self.page.set_input_files("#folder", folder)
         self.wait()
 
+    def drop(self, *paths: Path) -> None:
+        """Drop files or a folder of the disk on the page, as a person does, and wait for the answer."""
+        self.mark_old()
+        box = self.page.locator("#checker").bounding_box()
+        assert box is not None
+        devtools = self.page.context.new_cdp_session(self.page)
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        place = {"x": box["x"] + 20, "y": box["y"] + 20, "data": data}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            devtools.send("Input.dispatchDragEvent", {"type": kind, **place})
+        devtools.detach()
+        self.wait()
+
+    def press_until(self, key: str, selector: str) -> None:
+        """Press a key until an element has the focus."""
+        for _ in range(60):
+            if self.page.evaluate("s => document.activeElement.matches(s)", selector):
+                return
+            self.page.keyboard.press(key)
+        raise AssertionError(f"{key} does not lead to {selector}")
+
     def mark_old(self) -> None:
         """Forget the answer that is there, so that the next one is waited for."""
         self.page.evaluate("() => document.getElementById('result').replaceChildren()")
@@ -120,24 +137,3 @@ class Checker:
     def _texts(self, selector: str) -> list[str]:
         found: list[str] = self.page.eval_on_selector_all(selector, "f => f.map(each => each.textContent)")
         return found
-
-    def agrees(self, folder: Path) -> int:
-        """Hold the page's answer against the command's, field by field and line by line; the exit code."""
-        program = qvlfp8("explain", folder.name, "--json", cwd=folder.parent)
-        people = qvlfp8("explain", folder.name, cwd=folder.parent)
-        assert self.code == program.returncode == people.returncode
-        assert self.explained == (json.loads(program.stdout) if program.stdout else None)
-        if program.stdout:
-            assert self.lines == [line.removeprefix("  ") for line in people.stdout.splitlines()]
-        expected = people.stderr.removeprefix("error: ").rstrip("\n").split("\n  mend: ")
-        assert [_json_error(text) for text in self.problem] == (
-            [_json_error(expected[0]), f"Mend: {expected[1]}"] if people.stderr else []
-        )
-        return people.returncode
-
-
-def _json_error(text: str) -> str:
-    """Python 3.13, which runs in the browser, words errors of JSON otherwise than others."""
-    if sys.version_info[:2] == (3, 13):
-        return text
-    return re.sub(r"is not valid JSON \(.*\)", "is not valid JSON", text)

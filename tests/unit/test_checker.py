@@ -104,7 +104,9 @@ def test_what_a_file_brings_cannot_act(tmp_path: Path) -> None:
 _BARE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
+from qvlfp8 import json_depth
 from qvlfp8.checked import check
+json_depth.bound()
 found = [check(name) for name in sys.argv[2:]]
 loaded = {n: m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in ("qvlfp8", "packaging")}
 print(json.dumps([found, loaded]))

@@ -26,7 +26,9 @@
 import json, os, sys
 sys.path.insert(0, "/project")
 os.chdir("/given")
+from qvlfp8 import json_depth
 from qvlfp8.checked import check
+json_depth.bound()
 lambda source, vllm: json.dumps(check(source, vllm))
 `);
   }
