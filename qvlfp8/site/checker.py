@@ -14,11 +14,11 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from qvlfp8.site import checker_sources, pyodide
 
-__all__ = ["CSP", "Render", "write_checker"]
+__all__ = ["CSP", "WORKER", "Render", "write_checker"]
 
 CSP = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src blob:; style-src 'self';"
@@ -28,12 +28,15 @@ CSP = (
 
 ASSETS = Path(__file__).with_name("assets")
 
+WORKER = Path(__file__).with_name("check-worker.js")
+"""No asset of its own: it travels behind Pyodide's scripts."""
+
 
 class Render(Protocol):
     """Renders a template of the site."""
 
-    def __call__(self, template: str, /, **values: object) -> str:
-        """Render it with these values."""
+    def __call__(self, template: str, /, *, root: str, here: str, csp: str, **values: Any) -> str:
+        """Render it with the values that every page has, and its own."""
         ...
 
 
@@ -78,7 +81,7 @@ def _parts(runtime: Mapping[str, bytes]) -> dict[str, bytes]:
     """The scripts that carry what the worker needs, by file name; a changed one has another name."""
     # No package of Pyodide's is ever loaded, so of its lock file only what it says of itself is needed.
     lock = {"info": json.loads(runtime["pyodide-lock.json"])["info"], "packages": {}}
-    program = [runtime["pyodide.asm.js"], runtime["pyodide.js"], (ASSETS / "check-worker.js").read_bytes()]
+    program = [runtime["pyodide.asm.js"], runtime["pyodide.js"], WORKER.read_bytes()]
     contents = {
         "wasm": runtime["pyodide.asm.wasm"],
         "stdlib": runtime["python_stdlib.zip"],

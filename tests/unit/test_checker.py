@@ -29,7 +29,7 @@ from tests.unit.test_explain import portable
 from tests.unit.test_repair import naive, sharded
 
 
-def render(template: str, /, **values: object) -> str:
+def render(template: str, /, **values: Any) -> str:
     loader = PackageLoader("qvlfp8.site")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template(template).render(**values)
@@ -233,7 +233,7 @@ def test_parts_carry_what_the_worker_needs(site: Path) -> None:
         assert call is not None
         found[call[1]] = gzip.decompress(base64.b64decode(call[2]))
         assert f"assets/checker/{file.name}" in (site / "check.html").read_text()
-    assert found.pop("program").endswith((checker.ASSETS / "check-worker.js").read_bytes())
+    assert found.pop("program").endswith(checker.WORKER.read_bytes())
     assert json.loads(found.pop("lock")) == {"info": {"a": 1}, "packages": {}}
     assert found == {"wasm": b"x" * 100, "stdlib": b"x" * 100, "project": b"z" * 100}
 
