@@ -312,7 +312,8 @@ _REFUSED = """
   addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
   const asked = new XMLHttpRequest();
   asked.open("POST", "https://example.org/");
-  asked.onload = () => resolve("sent");
+  // What is forbidden ends in an error as well, after the event.
+  asked.onloadend = () => setTimeout(() => resolve("allowed"), 1000);
   asked.send("a");
 })
 """
