@@ -47,4 +47,4 @@ def bound() -> None:
 
         return bounded
 
-    json.scanner.make_scanner = make_bounded  # type: ignore[attr-defined,unused-ignore]
+    json.scanner.make_scanner = make_bounded  # type: ignore[misc, assignment]
