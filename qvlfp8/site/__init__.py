@@ -1,0 +1,1 @@
+"""The static site: what records say, as pages that open from disk. View data first, then files."""
