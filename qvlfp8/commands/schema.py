@@ -10,16 +10,25 @@ from pydantic import BaseModel
 from qvlfp8.matrix import MatrixFile
 from qvlfp8.recipe import RecipeFile
 from qvlfp8.results import Record
+from qvlfp8.site.api import SiteDocument
+
+Schema = Literal["matrix", "recipe", "record", "site"]
+"""What has one."""
 
 
-def show_schema(name: Literal["matrix", "recipe", "record"]) -> None:
+def show_schema(name: Schema) -> None:
     """Print a JSON Schema."""
     print(schema_text(name), end="")
 
 
-def schema_text(name: Literal["matrix", "recipe", "record"]) -> str:
+def schema_text(name: Schema) -> str:
     """The JSON Schema of a kind of file, as published in schema/."""
-    models: dict[str, type[BaseModel]] = {"matrix": MatrixFile, "recipe": RecipeFile, "record": Record}
+    models: dict[Schema, type[BaseModel]] = {
+        "matrix": MatrixFile,
+        "recipe": RecipeFile,
+        "record": Record,
+        "site": SiteDocument,
+    }
     model = models[name]
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -34,7 +34,7 @@ def write_pages(project: Project) -> Path:
     sections = [_section(project, plan, view) for view in views]
     used = {row.question for rows, _ in sections for row in rows}
     shutil.rmtree(root / "pictures", ignore_errors=True)
-    prompts = _draw(root / "pictures", exam.seed, exam.per_task, used)
+    prompts = draw_pictures(root / "pictures", exam.seed, exam.per_task, used)
     parts = [_HEAD.format(seed=exam.seed, per_task=exam.per_task), to_markdown(views), "# What was seen", ""]
     for view, (rows, facts) in zip(views, sections, strict=True):
         parts += [f"## {view.cell.id}", "", *facts, ""]
@@ -97,7 +97,7 @@ def _elsewhere(project: Project, plan: Plan, views: Sequence[CellView]) -> list[
         others = [view for view in others if _accelerator(view) != _accelerator(shown[view.cell.id])]
         for server in dict.fromkeys(view.cell.server for view in others):
             runs = [view for view in others if view.cell.server == server]
-            differ = [view.cell.id for view in runs if _marks(view) != _marks(shown[view.cell.id])]
+            differ = [view.cell.id for view in runs if judged_marks(view) != judged_marks(shown[view.cell.id])]
             same = [view for view in runs if _checkpoint(seen, plan, view) == _checkpoint(here, plan, view)]
             rows.append(
                 f"| {_accelerator(runs[0])} | {server} | {len(runs)} | {len(same)} "
@@ -126,7 +126,7 @@ def _checkpoint(seen: Mapping[str, Seen], plan: Plan, view: CellView) -> str | N
     return record.measured.get("checkpoint_digest") if record else None
 
 
-def _marks(view: CellView) -> list[tuple[str, str, tuple[str, ...]]]:
+def judged_marks(view: CellView) -> list[tuple[str, str, tuple[str, ...]]]:
     """What a run says of a cell; how fast it was is the machine's."""
     judged = (stage for stage in view.stages if stage.stage in GENERATED and stage.stage != "speed")
     return [(stage.stage, stage.status, stage.findings) for stage in judged]
@@ -163,8 +163,8 @@ def _section(project: Project, plan: Plan, view: CellView) -> tuple[Sequence[pro
     return proof.shown(record.measured, baseline.measured, SHOWN), facts
 
 
-def _draw(folder: Path, seed: int, per_task: int, names: set[str]) -> dict[str, str]:
-    """Write both pictures of the questions named; returns their prompts."""
+def draw_pictures(folder: Path, seed: int, per_task: int, names: set[str]) -> dict[str, str]:
+    """Write both pictures of the questions named; returns their prompts. Needs numpy."""
     from qvlfp8.reference.exam import make_exam
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -65,13 +65,13 @@ class CellView:
     def decisive(self) -> StageView:
         """The stage that the table shows: the worst one; the last that was run if all passed.
 
-        A run of vLLM that passed answers for a stage before it that was not executed on this machine;
-        one that cannot be had here, for want of a GPU, does not hide what was.
+        A run of vLLM that passed answers for a stage before it that was not executed on this machine, or
+        not since it has changed; one that cannot be had here, for want of a GPU, does not hide what was.
         """
         ran = [view for view in self.stages if view.stage in GENERATED and view.status == "pass"]
         for status in (*_BAD, *_ABSENT):
             for view in self.stages:
-                answered = bool(ran) and status in _ABSENT and view.stage not in GENERATED
+                answered = bool(ran) and status in {"stale", *_ABSENT} and view.stage not in GENERATED
                 if view.status == status and not view.excused and not answered:
                     return view
         return [view for view in self.stages if view.status == "pass"][-1]
