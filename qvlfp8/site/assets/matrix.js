@@ -166,10 +166,18 @@
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", () => { show(); write(); });
-  const clear = () => { form.reset(); show(); write(); form.q.focus(); };
-  form.addEventListener("reset", (event) => { event.preventDefault(); for (const e of [form.q, ...selects]) e.value = ""; show(); write(); });
-  document.getElementById("clear").addEventListener("click", () => { for (const e of [form.q, ...selects]) e.value = ""; clear(); });
+  function clear(event) {
+    event.preventDefault();
+    for (const element of [form.q, ...selects]) element.value = "";
+    show();
+    write();
+    form.q.focus();
+  }
+  form.addEventListener("reset", clear);
+  document.getElementById("clear").addEventListener("click", clear);
   window.addEventListener("hashchange", read);
   form.hidden = false;
+  // Where there is little room the table comes first.
+  document.getElementById("meaning").open = !window.matchMedia("(max-width: 40rem)").matches;
   read();
 })();
