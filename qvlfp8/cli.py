@@ -601,12 +601,15 @@ def diagnose(
 
 @app.command()
 def publish(
-    out: Annotated[Path, typer.Option("--out", help="The site's folder; one of ours is replaced.")] = Path("site"),
+    out: Annotated[Path, typer.Option("--out", help="The site's folder; one of ours is replaced.")] = Path(
+        "site"
+    ),
     base: Annotated[
         str, typer.Option("--base", metavar="URL", help="Where it will stand, for the links of its feed.")
     ] = "",
     results: Annotated[
-        Path | None, typer.Option("--results", help="Committed records [default: results/ beside the matrix].")
+        Path | None,
+        typer.Option("--results", help="Committed records [default: results/ beside the matrix]."),
     ] = None,
     matrix_file: MatrixOption = MATRIX,
     store: StoreOption = None,

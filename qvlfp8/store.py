@@ -118,10 +118,12 @@ class Store:
         return record if record.digest == digest and record.stage == stage else None
 
     def records(self) -> Iterator[Record]:
-        """Every record that is whole, in the order of their stages and digests; most are of no current step."""
+        """Every record that is whole, by stage and digest; many are of no current step."""
         for path in sorted(self.root.glob(f"steps/*/*/{RECORD}")):
             stage, digest = path.parts[-3:-1]
-            if stage in get_args(RecordedStage) and (found := self.record(cast("RecordedStage", stage), digest)):
+            if stage in get_args(RecordedStage) and (
+                found := self.record(cast("RecordedStage", stage), digest)
+            ):
                 yield found
 
     def scratch(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""A badge for each recipe: in how many of the cells that were run it sees. For shields.io, and drawn here. Pure."""
+"""A badge for each recipe: in how many of its cells that were run it sees. Pure."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def badge_of(recipe: str, cells: Iterable[SiteCell]) -> Badge:
         return Badge(label=recipe, message="not run", colour=_COLOURS["not run"])
     share = "all" if sees == len(ran) else "some" if sees else "none"
     cells_word = "cell" if len(ran) == 1 else "cells"
-    return Badge(label=recipe, message=f"sees in {sees} of {len(ran)} {cells_word} run", colour=_COLOURS[share])
+    return Badge(
+        label=recipe, message=f"sees in {sees} of {len(ran)} {cells_word} run", colour=_COLOURS[share]
+    )
 
 
 def _was_run(cell: SiteCell) -> bool:
     """Whether vLLM was run on it and said something of it."""
-    return any(
-        stage.stage in GENERATED and stage.status in {"pass", "fail"} for stage in cell.view.stages
-    )
+    return any(stage.stage in GENERATED and stage.status in {"pass", "fail"} for stage in cell.view.stages)

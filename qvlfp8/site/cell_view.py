@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qvlfp8.cells import GENERATED, Stage
@@ -18,10 +18,27 @@ from qvlfp8.site.matrix_view import producer
 from qvlfp8.site.measured import Value, values_of
 from qvlfp8.site.untrusted import line, plain
 
-__all__ = ["Answer", "CellPage", "Execution", "StageShown", "TaskRow", "make_page"]
+__all__ = [
+    "Answer",
+    "CellPage",
+    "ExamShown",
+    "Execution",
+    "StageShown",
+    "TaskRow",
+    "make_page",
+    "questions_shown",
+]
 
 SHOWN = 4
 """Questions of sight that are shown, each with two pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamShown:
+    """The exam that can be drawn now: its digest, and the prompts of what there are pictures of."""
+
+    digest: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +119,16 @@ class CellPage:
     repeat: str
 
 
-def make_page(site: Site, cell: SiteCell, row: Sequence[SiteCell], prompts: Mapping[str, str]) -> CellPage:
+def make_page(site: Site, cell: SiteCell, row: Sequence[SiteCell], exam: ExamShown) -> CellPage:
     """One cell's page.
 
     Args:
         site: what it belongs to.
         cell: one that was executed.
         row: the cells of its row, oldest vLLM first.
-        prompts: of the questions whose pictures the site has.
+        exam: what can be drawn.
     """
-    answers, right, asked = _answers(cell, prompts)
+    answers, right, asked = _answers(cell, exam)
     return CellPage(
         cell=cell,
         producer=producer(cell.cell),
@@ -128,12 +145,15 @@ def make_page(site: Site, cell: SiteCell, row: Sequence[SiteCell], prompts: Mapp
     )
 
 
-def questions_shown(cell: SiteCell) -> tuple[proof.Shown, ...]:
-    """The questions whose pictures its page shows; nothing without answers of it and of BF16."""
+def questions_shown(cell: SiteCell, exam: str) -> tuple[proof.Shown, ...]:
+    """The questions whose pictures its page shows; nothing without answers of it and of BF16 to this exam."""
     record, baseline = cell.records.get("load"), cell.baseline
     if record is None or baseline is None or _status(cell, "image") in {"stale", "not run"}:
         return ()
     if not record.measured.get("answers") or not baseline.measured.get("answers"):
+        return ()
+    if record.measured.get("exam_digest") != exam:
+        # Its pictures were others than those that can be drawn now.
         return ()
     return proof.shown(record.measured, baseline.measured, SHOWN)
 
@@ -143,8 +163,8 @@ def _status(cell: SiteCell, stage: Stage) -> Status:
     return view.status if view else "not run"
 
 
-def _answers(cell: SiteCell, prompts: Mapping[str, str]) -> tuple[tuple[Answer, ...], int, int]:
-    shown = [row for row in questions_shown(cell) if row.question in prompts]
+def _answers(cell: SiteCell, exam: ExamShown) -> tuple[tuple[Answer, ...], int, int]:
+    shown = questions_shown(cell, exam.digest)
     if not shown:
         return (), 0, 0
     asked = [a for a in cell.records["load"].measured["answers"] if a["sight"]]
@@ -154,7 +174,7 @@ def _answers(cell: SiteCell, prompts: Mapping[str, str]) -> tuple[tuple[Answer, 
         tuple(
             Answer(
                 picture=row.picture,
-                prompt=prompts[row.question],
+                prompt=exam.prompts[row.question],
                 right=line(row.right, 120),
                 baseline=line(row.baseline, 120),
                 answer=line(row.answer, 120),
@@ -179,9 +199,13 @@ def _executions(site: Site, cell: SiteCell) -> Iterator[Execution]:
 def _execution(site: Site, cell: SiteCell, title: str, views: Sequence[StageView]) -> Execution:
     record = next((cell.records[view.stage] for view in views if view.stage in cell.records), None)
     log = site.log(record) if record else ""
-    marks = [line(str(text)) for text in (record.measured.get("log_marks") or ())] if record and not log else []
+    marks = (
+        [line(str(text)) for text in (record.measured.get("log_marks") or ())] if record and not log else []
+    )
     step = site.plan.step(cell.cell, views[0].stage) if views[0].stage != "resolve" else None
-    repeat = record.repeat if record else repeat_command(step) if step else f"nox -s lock -- {cell.cell.serve.id}"
+    repeat = (
+        record.repeat if record else repeat_command(step) if step else f"nox -s lock -- {cell.cell.serve.id}"
+    )
     return Execution(
         title=title,
         stages=tuple(_stage(cell, view) for view in views),
@@ -229,7 +253,9 @@ _PACKAGES = ("vllm", "modelopt", "llmcompressor", "transformers", "torch", "pyth
 def _facts(site: Site, cell: SiteCell, record: Record | None, view: StageView) -> Iterator[Value]:
     """Environment, lock, hardware, time."""
     if view.stage == "resolve":
-        yield from (Value(name=f"lock of {name}", text=digest or "none") for name, digest in _locks(site, cell))
+        yield from (
+            Value(name=f"lock of {name}", text=digest or "none") for name, digest in _locks(site, cell)
+        )
         return
     if record is None:
         return

@@ -88,7 +88,9 @@ def draw(rows: Sequence[Fidelity], bounds: Bounds) -> Chart | None:
         return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
 
     points = [
-        Point(x=across(i), y=up(value), kind=kind, here=row.here, text=f"{row.column}: {name} {value:.2g} nats")
+        Point(
+            x=across(i), y=up(value), kind=kind, here=row.here, text=f"{row.column}: {name} {value:.2g} nats"
+        )
         for i, row in enumerate(rows)
         for kind, name, value in (
             ("p99", "99th percentile", row.p99_kl),
@@ -119,6 +121,6 @@ def _summary(row: Fidelity, bounds: Bounds) -> str:
     if row.mean_kl is None or row.p99_kl is None:
         return f"In {row.column} there is no number: {row.not_finite} answered tokens are not finite."
     return (
-        f"In {row.column} the mean divergence from BF16 is {row.mean_kl:.2g} nats (at most {bounds.mean_kl:g} "
-        f"may be), its 99th percentile {row.p99_kl:.2g} (at most {bounds.p99_kl:g})."
+        f"In {row.column} the mean divergence from BF16 is {row.mean_kl:.2g} nats (at most "
+        f"{bounds.mean_kl:g} may be), its 99th percentile {row.p99_kl:.2g} (at most {bounds.p99_kl:g})."
     )

@@ -11,7 +11,7 @@ __all__ = ["page"]
 _HEAD = """\
 # Compatibility
 
-Which FP8 checkpoint, made how, does what in which vLLM, by executed records. Made by `qvlfp8 publish`, not edited.
+Which FP8 checkpoint, made how, does what in which vLLM, by executed records. Made by `qvlfp8 publish`.
 """
 
 

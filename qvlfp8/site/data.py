@@ -1,4 +1,4 @@
-"""What the site is made from: every cell with what its records say, and those records. Reads; writes nothing."""
+"""What the site is made from: every cell with what its records say, and those records. Only reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qvlfp8.report.table import CellView, view_cells
 from qvlfp8.results import Record
 from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
-from qvlfp8.site.stale import is_earlier, outdated, with_stale
+from qvlfp8.site.stale import outdated, with_stale
 from qvlfp8.site.untrusted import excerpt
 from qvlfp8.store import LOG
 from qvlfp8.survey import survey
@@ -163,11 +163,15 @@ def _cell(
     cell = view.cell
     load = records.get("load")
     step = plan.step(cell, "load") if "load" in plan.stages[cell.id] else None
-    run = current.get(step.digest) if step and load else None
     baseline = current.get(plan.baseline(cell).digest) if step and load else None
     here = load.host.accelerator if load else None
     others = [
-        Elsewhere(view=other, outcome=outcome(other), record=record, agrees=judged_marks(other) == judged_marks(view))
+        Elsewhere(
+            view=other,
+            outcome=outcome(other),
+            record=record,
+            agrees=judged_marks(other) == judged_marks(view),
+        )
         for name, (other, record) in elsewhere.items()
         if name != here
     ]
@@ -177,7 +181,7 @@ def _cell(
         outcome=outcome(view),
         furthest=furthest(view),
         executed=executed(view),
-        earlier=run is not None and step is not None and is_earlier(run, step),
+        earlier=any(stage.earlier_worker for stage in view.stages),
         records=records,
         baseline=baseline,
         notes=tuple(_notes(view, records)),
@@ -209,4 +213,3 @@ def _elsewhere(project: Project) -> Mapping[str, Mapping[str, tuple[CellView, Re
             if record is not None:
                 found.setdefault(view.cell.id, {})[record.host.accelerator or "CPU"] = (view, record)
     return found
-

@@ -49,7 +49,7 @@ def _latest(cell: SiteCell) -> Record | None:
     """The record of a cell's run, else of its preflight; what concerns a checkpoint alone is many cells'."""
     for stage in (*GENERATED[:1], "preflight"):
         if stage in cell.records:
-            return cell.records[stage]  # type: ignore[index]
+            return cell.records[stage]
     return None
 
 

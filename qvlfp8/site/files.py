@@ -1,4 +1,4 @@
-"""The site as files: every path with its bytes, in a fixed order. The same records give the same bytes. Pure."""
+"""The site as files: every path with its bytes, in a fixed order: the same records, the same bytes. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qvlfp8.report.recipes_page import row as recipe_row
 from qvlfp8.results import Record
 from qvlfp8.site import api, compatibility, feed, rendering
 from qvlfp8.site.badges import Badge, badge_of
-from qvlfp8.site.cell_view import make_page
+from qvlfp8.site.cell_view import ExamShown, make_page
 from qvlfp8.site.data import Site, SiteCell, record_name
 from qvlfp8.site.finding_view import FindingPage, make_pages
 from qvlfp8.site.matrix_view import Matrix, lay_out
@@ -23,19 +23,21 @@ from qvlfp8.site.untrusted import without_paths
 __all__ = ["site_files"]
 
 
-def site_files(site: Site, prompts: Mapping[str, str], *, base: str = "", schema: str = "") -> Iterator[tuple[str, bytes]]:
+def site_files(
+    site: Site, exam: ExamShown, *, base: str = "", schema: str = ""
+) -> Iterator[tuple[str, bytes]]:
     """Every file but the pictures.
 
     Args:
         site: what it shows.
-        prompts: of the questions whose pictures there are.
+        exam: what its pictures are of.
         base: the address at which it will stand, for the feed; empty: links are relative.
         schema: the text of the API's schema.
     """
     matrix = lay_out(site)
     findings = make_pages(site, matrix.columns)
     badges = {name: badge_of(name, site.cells) for name in site.project.matrix.recipes}
-    for path, text in _texts(site, matrix, findings, badges, prompts, base=base, schema=schema):
+    for path, text in _texts(site, matrix, findings, badges, exam, base=base, schema=schema):
         yield path, text.encode()
     yield from rendering.assets()
 
@@ -45,13 +47,13 @@ def _texts(
     matrix: Matrix,
     findings: tuple[FindingPage, ...],
     badges: Mapping[str, Badge],
-    prompts: Mapping[str, str],
+    exam: ExamShown,
     *,
     base: str,
     schema: str,
 ) -> Iterator[tuple[str, str]]:
     yield "index.html", rendering.render("index.html", here="matrix", matrix=matrix, words=WORDS)
-    yield from _cells(site, matrix, prompts)
+    yield from _cells(site, matrix, exam)
     yield "findings.html", rendering.render("findings.html", here="findings", pages=findings)
     for page in findings:
         text = rendering.render("finding.html", root="../", here="findings", page=page, words=WORDS)
@@ -80,22 +82,22 @@ _FILES = (
 )
 
 
-def _cells(site: Site, matrix: Matrix, prompts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _cells(site: Site, matrix: Matrix, exam: ExamShown) -> Iterator[tuple[str, str]]:
     """A page for each cell of which something was executed."""
     for group in matrix.groups:
         for row in group.rows:
             line = [cell for cell in row.cells if cell is not None]
             for cell in line:
                 if cell.page is not None:
-                    yield cell.page, _cell(site, cell, line, prompts)
+                    yield cell.page, _cell(site, cell, line, exam)
 
 
-def _cell(site: Site, cell: SiteCell, line: list[SiteCell], prompts: Mapping[str, str]) -> str:
+def _cell(site: Site, cell: SiteCell, line: list[SiteCell], exam: ExamShown) -> str:
     return rendering.render(
         "cell.html",
         root="../",
         here="matrix",
-        page=make_page(site, cell, line, prompts),
+        page=make_page(site, cell, line, exam),
         words=WORDS,
         meanings=MEANINGS,
         record_name=record_name,

@@ -38,7 +38,7 @@ class FindingPage:
 
 
 def make_pages(site: Site, columns: Sequence[str]) -> tuple[FindingPage, ...]:
-    """Every finding that there is, those that nothing showed included; ``columns`` in the order of versions."""
+    """Every finding that there is, shown by a cell or not; ``columns`` in the order of versions."""
     return tuple(_page(site, name, columns) for name in _names(site))
 
 
@@ -52,7 +52,8 @@ def _page(site: Site, name: str, columns: Sequence[str]) -> FindingPage:
     cells = tuple(cell for cell in site.cells if name in cell.shown)
     return FindingPage(
         name=name,
-        kind=KINDS.get(name) or Kind(severity="fail", meaning="see what the cells below say", mend="see there"),
+        kind=KINDS.get(name)
+        or Kind(severity="fail", meaning="see what the cells below say", mend="see there"),
         signs=signs_of(name),
         seen=tuple(_seen(site, name, cells, columns)),
         cells=cells,

@@ -26,7 +26,7 @@ _PRODUCERS = {"modelopt": "ModelOpt", "llmcompressor": "llm-compressor"}
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A checkpoint, run in one way: ``cells`` are its marks under the matrix's columns, None where none is."""
+    """A checkpoint, run in one way: ``cells`` are its marks, a column each."""
 
     checkpoint: str
     producer: str
@@ -124,7 +124,7 @@ def lay_out(site: Site) -> Matrix:
         columns=tuple(named_version(serve) for serve in ordered),
         groups=tuple(
             Group(recipe=name, description=site.project.matrix.recipes[name].description, rows=_sorted(found))
-            for name, found in sorted(groups.items())
+            for name, found in groups.items()
         ),
         filters=tuple(_filters(site.cells)),
         legend=tuple(
@@ -161,7 +161,7 @@ def producer(cell: Cell) -> str:
 
 
 def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Rows that show most first within a recipe keep matrix.yaml's order; variants follow their checkpoint."""
+    """matrix.yaml's order, with variants behind their checkpoint."""
     order: dict[str, int] = {}
     listed = list(rows)
     for row in listed:
@@ -171,7 +171,9 @@ def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 def _filters(cells: Sequence[SiteCell]) -> Iterator[Filter]:
     yield _filter("by", "Quantized by", ((producer(cell.cell),) for cell in cells), by_version=True)
-    yield _filter("tf", "transformers", ((cell.cell.quantize.transformers,) for cell in cells), by_version=True)
+    yield _filter(
+        "tf", "transformers", ((cell.cell.quantize.transformers,) for cell in cells), by_version=True
+    )
     yield _filter("model", "Model", ((cell.cell.model.id,) for cell in cells))
     yield _filter("gpu", "Run on", (cell.hardware for cell in cells))
     yield _filter("stage", "Ended at", ((cell.at,) if cell.executed else () for cell in cells), order=STAGES)
@@ -192,12 +194,16 @@ def _filter(
         if order:
             return (order.index(value),)
         words = value.split()
-        return (words[0], Version(words[1]), words[2:]) if by_version and len(words) > 1 else (
-            (Version(value),) if by_version else (value,)
+        return (
+            (words[0], Version(words[1]), words[2:])
+            if by_version and len(words) > 1
+            else ((Version(value),) if by_version else (value,))
         )
 
     return Filter(
         name=name,
         label=label,
-        choices=tuple(Choice(value=value, text=value, cells=counts[value]) for value in sorted(counts, key=key)),
+        choices=tuple(
+            Choice(value=value, text=value, cells=counts[value]) for value in sorted(counts, key=key)
+        ),
     )

@@ -24,11 +24,11 @@ WORDS: Mapping[Outcome, str] = MappingProxyType(
 
 MEANINGS: Mapping[Outcome, str] = MappingProxyType(
     {
-        "sees": "vLLM was run on it: its answers are right, change with the picture and stay close to BF16's",
-        "loads": "vLLM's own loader took every tensor; that it speaks or sees was not tried",
-        "blind": "vLLM was run on it: it answers, and its answers do not change with the picture",
+        "sees": "run in vLLM: its answers are right, change with the picture and stay close to BF16's",
+        "loads": "vLLM's own loader took every tensor; whether it speaks and sees was not tried",
+        "blind": "run in vLLM: it answers, and its answers do not change with the picture",
         "fails": "a stage found it wrong",
-        "error": "the machine's or the harness's fault; nothing is said of the checkpoint",
+        "error": "the machine's fault, or the harness's; nothing is said of the checkpoint",
         "stale": "executed, but on something that has changed since",
         "blocked": "an earlier stage could not be executed",
         "never": "not executed, or not far enough to say more",

@@ -10,7 +10,7 @@ from qvlfp8.commands.schema import schema_text
 from qvlfp8.errors import UsageError
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import draw_pictures
-from qvlfp8.site.cell_view import questions_shown
+from qvlfp8.site.cell_view import ExamShown, questions_shown
 from qvlfp8.site.data import Site, gather
 from qvlfp8.site.files import site_files
 from qvlfp8.store import writing
@@ -48,11 +48,27 @@ def publish(project: Project, out: Path, *, base: str = "") -> tuple[Site, int, 
     return site, count, size
 
 
+def _draw(site: Site, folder: Path) -> ExamShown:
+    """Draw the pictures that cells' pages show."""
+    if not any(cell.baseline for cell in site.cells):
+        return ExamShown()
+    try:
+        from qvlfp8.reference.exam import exam_digest, make_exam
+    except ImportError as error:
+        raise UsageError(
+            f"the pictures that models were shown cannot be drawn: {error}",
+            mend="pip install 'qvlfp8[pictures]', or use `nox -s publish`",
+        ) from None
+    asked = site.project.matrix.file.exam
+    questions = make_exam(asked.seed, asked.per_task)
+    digest = exam_digest(questions)
+    used = {row.question for cell in site.cells for row in questions_shown(cell, digest)}
+    return ExamShown(digest=digest, prompts=draw_pictures(folder, questions, used))
+
+
 def _write(site: Site, made: Path, base: str) -> tuple[int, int]:
-    exam = site.project.matrix.file.exam
-    used = {row.question for cell in site.cells if cell.executed for row in questions_shown(cell)}
-    prompts = draw_pictures(made / "pictures", exam.seed, exam.per_task, used) if used else {}
-    for path, content in site_files(site, prompts, base=base, schema=schema_text("site")):
+    exam = _draw(site, made / "pictures")
+    for path, content in site_files(site, exam, base=base, schema=schema_text("site")):
         target = made / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

@@ -37,19 +37,20 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.filters["slug"] = slug
 
 
-def render(template: str, *, root: str = "", here: str = "", **values: Any) -> str:
+def render(template: str, *, root: str = "", here: str = "", csp: str = CSP, **values: Any) -> str:
     """One page.
 
     Args:
         template: its name in ``templates/``.
         root: the way from the page to the site's top: nothing, or ``../``.
         here: which page of the navigation it is.
+        csp: what it may load.
         values: what the template names.
 
     Raises:
         jinja2.UndefinedError: the template names something else.
     """
-    return _ENVIRONMENT.get_template(template).render(root=root, here=here, csp=CSP, **values)
+    return _ENVIRONMENT.get_template(template).render(root=root, here=here, csp=csp, **values)
 
 
 def assets() -> Iterator[tuple[str, bytes]]:

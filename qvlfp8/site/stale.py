@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from qvlfp8.cells import GENERATED, OF_CHECKPOINT, Cell, Stage
-from qvlfp8.plan import Plan, Step
+from qvlfp8.plan import Plan
 from qvlfp8.report.table import CellView, StageView
 from qvlfp8.results import Record, RecordedStage
 
-__all__ = ["Outdated", "is_earlier", "outdated", "with_stale"]
+__all__ = ["Outdated", "outdated", "with_stale"]
 
 Outdated = Mapping[tuple[RecordedStage, str], Record]
 """By what is executed and its subject: the last record of it, where none is current."""
@@ -41,11 +41,6 @@ def outdated(records: Iterable[Record], plan: Plan) -> Outdated:
     return found
 
 
-def is_earlier(record: Record, step: Step) -> bool:
-    """Whether a record of another machine was made by a worker whose source has changed since."""
-    return record.elsewhere and record.inputs.get("worker") != step.inputs.get("worker")
-
-
 def with_stale(view: CellView, plan: Plan, old: Outdated) -> CellView:
     """A cell in which what was not run, and has an outdated record, is stale."""
     return replace(view, stages=tuple(_stage(view.cell, stage, plan, old) for stage in view.stages))
@@ -57,7 +52,8 @@ def _stage(cell: Cell, stage: StageView, plan: Plan, old: Outdated) -> StageView
     record = old.get(_key(cell, stage.stage))
     if record is None:
         return stage
-    because = f"executed {record.started[:10]} ({record.status}); since then {_changed(record, plan, cell, stage.stage)}"
+    changed = _changed(record, plan, cell, stage.stage)
+    because = f"executed {record.started[:10]} ({record.status}); since then {changed}"
     return replace(
         stage, status="stale", because=because, digest=record.digest, where=record.host, device="cpu"
     )
@@ -78,7 +74,9 @@ def _changed(record: Record, plan: Plan, cell: Cell, stage: Stage) -> str:
         **step.inputs,
         "params": dict(step.params),
         "needs": list(step.needs),
-        "lock": next((plan.steps[n].inputs["lock"] for n in step.needs if plan.steps[n].stage == "build"), None),
+        "lock": next(
+            (plan.steps[n].inputs["lock"] for n in step.needs if plan.steps[n].stage == "build"), None
+        ),
     }
     changed = [
         text
