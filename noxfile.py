@@ -62,7 +62,7 @@ def _compat_options(options: list[str]) -> list[str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests: unit, the site in a browser, the matrix itself, and integration with real ModelOpt and vLLM."""
+    """All tests: unit, the site in a browser, the matrix, and integration with real ModelOpt and vLLM."""
     install(session, "test", "browser")
     run(session, "pytest", "-q", "tests/unit")
     run(session, "pytest", "-q", "tests/browser")
