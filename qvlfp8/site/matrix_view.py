@@ -119,12 +119,14 @@ def lay_out(site: Site) -> Matrix:
     for cells in rows.values():
         first = next(iter(cells.values())).cell
         groups.setdefault(first.recipe.id, []).append(_row(first, cells, ordered))
+    # What people make comes first.
+    usual = {cell.cell.recipe.id for cell in site.cells if cell.cell.default}
     counts = Counter(cell.outcome for cell in site.cells)
     return Matrix(
         columns=tuple(named_version(serve) for serve in ordered),
         groups=tuple(
             Group(recipe=name, description=site.project.matrix.recipes[name].description, rows=_sorted(found))
-            for name, found in groups.items()
+            for name, found in sorted(groups.items(), key=lambda item: (item[0] not in usual, item[0]))
         ),
         filters=tuple(_filters(site.cells)),
         legend=tuple(

@@ -13,7 +13,18 @@ from qvlfp8.site.untrusted import line
 
 __all__ = ["Value", "values_of"]
 
-_LEFT_OUT = frozenset({"answers", "log_marks", "options", "exam_digest", "quant_cfg", "checkpoint_digest"})
+_LEFT_OUT = frozenset(
+    {
+        "answers",
+        "log_marks",
+        "options",
+        "exam_digest",
+        "quant_cfg",
+        "configuration",
+        "checkpoint_digest",
+        "problems",
+    }
+)
 """What is shown elsewhere on the page, or is long and in the record."""
 
 _NAMES: Mapping[str, str] = {
@@ -69,4 +80,4 @@ def _text(name: str, value: Any, depth: int = 0) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict) and depth < _DEEP:
         return ", ".join(f"{key}: {_text(key, item, depth + 1)}" for key, item in value.items())
-    return str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -18,7 +18,7 @@ from qvlfp8.project import Project
 from qvlfp8.site.publishing import publish
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -65,7 +65,12 @@ def page(browser: Browser) -> Iterator[Page]:
     opened.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     opened.on("pageerror", lambda error: said.append(f"error: {error}"))
     opened.on("requestfailed", lambda request: said.append(f"not loaded: {request.url}"))
-    opened.on("request", lambda request: request.url.startswith("file:") or said.append(request.url))
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith("file:"):
+            said.append(f"asked outside: {request.url}")
+
+    opened.on("request", asked)
     yield opened
     context.close()
     assert said == []
