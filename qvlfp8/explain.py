@@ -18,6 +18,8 @@ from qvlfp8.contract.verdict import Range, Verdict, merged, verdicts
 from qvlfp8.declared import UnknownDeclaration
 from qvlfp8.describe import Described
 from qvlfp8.errors import RepairError
+from qvlfp8.quantization import UnknownQuantization
+from qvlfp8.structure import UnknownModel
 
 __all__ = ["Explanation", "Fault", "Mend", "covered", "explain", "faults_of"]
 
@@ -117,7 +119,7 @@ def _mend(explanation: Explanation, contracts: Sequence[Contract], source: str) 
     for without_kv_cache in (False, True):
         try:
             planned = repair.plan(held, without_kv_cache=without_kv_cache, headers_only=True)
-        except RepairError as error:
+        except (RepairError, UnknownModel, UnknownQuantization) as error:
             refused = refused or f"{error}"
             continue
         if mends and planned.mended == mends[0].made:

@@ -20,14 +20,14 @@ def of_worker(name: str) -> str:
 @cache
 def of_modules(*names: str) -> str:
     """SHA-256 (hex) over modules of this package and all of the package that they import."""
-    return of_json({name: of_file(_source(name)) for name in sorted(closure(*names))})
+    return of_json({name: of_file(file_of(name)) for name in sorted(closure(*names))})
 
 
 @cache
 def of_judgement() -> str:
     """SHA-256 (hex) over what turns measurements into verdicts: changed, it may judge otherwise."""
     files = sorted({"judge", *closure("findings")})
-    return of_json({name: of_file(_source(name)) for name in files})
+    return of_json({name: of_file(file_of(name)) for name in files})
 
 
 @cache
@@ -53,7 +53,8 @@ def closure(*names: str) -> set[str]:
     return found
 
 
-def _source(name: str) -> Path:
+def file_of(name: str) -> Path:
+    """The file of a module that is named relative to the package."""
     path = PACKAGE.joinpath(*name.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -67,7 +68,7 @@ _IMPORT = re.compile(
 @cache
 def _imports(name: str) -> tuple[str, ...]:
     found = []
-    for module, names, plain in _IMPORT.findall(_source(name).read_text(encoding="utf-8")):
+    for module, names, plain in _IMPORT.findall(file_of(name).read_text(encoding="utf-8")):
         found += [plain] if plain else [module, *(f"{module}.{n}" for n in re.findall(r"\w+", names))]
     own = (item.removeprefix("qvlfp8.") for item in found if item.startswith("qvlfp8."))
-    return tuple(item for item in own if _source(item).exists())
+    return tuple(item for item in own if file_of(item).exists())

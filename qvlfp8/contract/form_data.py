@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from qvlfp8.contract import samples
 from qvlfp8.contract.form import Form
 from qvlfp8.contract.verdict import Worth
 
-__all__ = ["FOLDER", "Answer", "FormRecords", "forms", "load_all", "save"]
+__all__ = ["FOLDER", "SAMPLES", "Answer", "FormRecords", "forms", "load_all", "save"]
 
 FOLDER = Path(__file__).with_name("forms_recorded")
+
+SAMPLES = Path(__file__).with_name("samples.json")
+"""The samples that were shown to vLLM; :mod:`qvlfp8.contract.samples` says what it holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,5 +84,5 @@ def load_all(folder: Path = FOLDER) -> tuple[FormRecords, ...]:
 @cache
 def forms() -> Mapping[Form, str]:
     """The forms that were shown to vLLM, and the sample of each."""
-    content = json.loads(samples.FILE.read_bytes())
+    content = json.loads(SAMPLES.read_bytes())
     return {Form(**held["form"]): name for name, held in content["samples"].items()}

@@ -14,19 +14,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from qvlfp8 import families
 from qvlfp8.contract.form import LISTS, expected, spelled
+from qvlfp8.contract.form_data import SAMPLES
 from qvlfp8.contract.stored import Cache, Header, Stored
 from qvlfp8.families import ModelType
 from qvlfp8.reference import tokenizer
 from qvlfp8.structure import Part, Structure
 
-__all__ = ["ARCHITECTURES", "FILE", "Sample", "Sizes", "samples"]
-
-FILE = Path(__file__).with_name("samples.json")
+__all__ = ["ARCHITECTURES", "Sample", "Sizes", "samples"]
 
 ARCHITECTURES: tuple[list[str] | None, ...] = (
     None, *([family.architecture] for family in families.FAMILIES.values()),
@@ -148,7 +146,7 @@ def resized(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
 @cache
 def samples() -> tuple[Sample, ...]:
     """Every sample, by name."""
-    content = json.loads(FILE.read_bytes())
+    content = json.loads(SAMPLES.read_bytes())
     return tuple(
         Sample(
             name=name,

@@ -16,6 +16,7 @@ from qvlfp8.checkpoint import WEIGHTS
 from qvlfp8.contract.data import load_all
 from qvlfp8.contract.subject import subject
 from qvlfp8.contract.verdict import Range, Verdict, merged, verdicts
+from tests.unit import hostile
 from tests.unit.checkpoints import (
     LM_EXCLUSIONS,
     SCALE,
@@ -147,6 +148,14 @@ def test_what_repair_refuses_is_said_with_its_reason(tmp_path: Path) -> None:
     found = explained(folder, code=1)
     assert found["mend"]["command"] is None
     assert "model.layers.0.mlp.down_proj" in found["mend"]["refused"]
+
+
+@pytest.mark.parametrize("name", ["exclusions-many", "exclusions-wild", "exclusions-long", "hf-quant-number"])
+def test_what_is_too_odd_to_be_repaired_is_explained_all_the_same(name: str, tmp_path: Path) -> None:
+    folder = hostile.victim(tmp_path / "a")
+    case = next(case for case in hostile.CASES if case.name == name)
+    case.make(folder)
+    assert case.says in explained(folder, code=1)["mend"]["refused"]
 
 
 def test_usage_is_2_no_checkpoint_3_an_unknown_kind_4(tmp_path: Path) -> None:
