@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,10 @@ def run_publish(matrix: Path, store: Path | None, results: Path | None, out: Pat
     Raises:
         QvlError: as :func:`qvlfp8.site.publishing.publish`.
     """
-    site, count, size = publish(Project.open(matrix, store, results), out, base=base)
-    outcomes = Counter(cell.outcome for cell in site.cells)
+    made = publish(Project.open(matrix, store, results), out, base=base)
+    cells = made.site.cells
+    outcomes = Counter(cell.outcome for cell in cells)
     told = ", ".join(f"{outcomes[one]} {WORDS[one]}" for one in OUTCOMES if outcomes[one])
-    print(f"{out / 'index.html'}: {len(site.cells)} cells ({told}); {count} files, {size / 1e6:.1f} MB")
+    print(f"{out / 'index.html'}: {len(cells)} cells ({told}); {made.files} files, {made.size / 1e6:.1f} MB")
+    if made.without is not None:
+        print(made.without, file=sys.stderr)

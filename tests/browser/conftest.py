@@ -6,9 +6,7 @@ set they fail instead.
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,50 +14,38 @@ import pytest
 
 from qvlfp8.project import Project
 from qvlfp8.site.publishing import publish
+from qvlfp8.site.pyodide import PyodideError
+from tests.browser.checking import browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-
-
-def _missing(what: str) -> None:
-    if os.environ.get("QVLFP8_TESTS_NEED_BROWSER"):
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium, by Playwright."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        _missing("the Python package playwright is missing: uv sync --group browser")
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if program is None:
-        _missing("no Chromium is installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # Chromium's own sandbox does not start for root.
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=program, args=options)
+def chromium() -> Iterator[Browser]:
+    """One browser for all tests: Playwright starts but once at a time."""
+    with browser() as opened:
         yield opened
-        opened.close()
+
+
+def _no_runtime() -> Mapping[str, bytes]:
+    raise PyodideError("not wanted here")
 
 
 @pytest.fixture(scope="session")
-def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site of the committed records, without a store."""
+def published(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of the committed records, without a store and without the checker's Python."""
     root = tmp_path_factory.mktemp("published")
-    publish(Project.open(ROOT / "matrix.yaml", root / "no-store"), root / "site")
+    publish(Project.open(ROOT / "matrix.yaml", root / "no-store"), root / "site", runtime=_no_runtime)
     return root / "site"
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(chromium: Browser) -> Iterator[Page]:
     """A page that may say nothing on its console, and ask for nothing outside its folder."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     said: list[str] = []
     opened.on("console", lambda message: said.append(f"{message.type}: {message.text}"))

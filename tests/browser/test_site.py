@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("playwright", reason="the Python package playwright is missing")
+from tests.browser.checking import missing
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+try:
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import expect
+except ImportError:
+    missing("playwright is not installed: uv sync --group browser")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 BLIND = "lm-fp8~modelopt-0.41.0~seeing-untied~vllm-0.10.2"
 SEES = "lm-fp8~modelopt-0.41.0~seeing-untied~vllm-0.26.0"
+
+
+@pytest.fixture(scope="module")
+def site(published: Path) -> Path:
+    return published
 
 
 def counted(page: Page) -> tuple[int, int, int]:

@@ -28,6 +28,7 @@ from qvlfp8.site.files import site_files
 from qvlfp8.site.matrix_view import lay_out
 from qvlfp8.site.outcome import WORDS, ended_at, executed, furthest, outcome
 from qvlfp8.site.publishing import publish
+from qvlfp8.site.pyodide import PyodideError
 from qvlfp8.site.untrusted import excerpt, line, without_paths
 from qvlfp8.site.words import Ended, as_text, spans, versions_in_words
 from tests.unit.factory import open_project
@@ -378,6 +379,10 @@ def test_the_feed_has_an_entry_a_day_and_vllm(hostile: Project) -> None:
     assert len(set(ids)) == len(ids)
 
 
+def no_runtime() -> Mapping[str, bytes]:
+    raise PyodideError("no network here")
+
+
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path: Path) -> None:
     project = open_project(tmp_path)
     (tmp_path / "mine").mkdir()
@@ -385,11 +390,13 @@ def test_a_folder_that_is_no_site_is_left_alone(tmp_path: Path) -> None:
     done = qvlfp8("publish", "--out", "mine", cwd=tmp_path)
     fails(done, 2, "mine", "--out")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
-    _, count, size = publish(project, tmp_path / "site")
-    made = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
-    assert (count, size) == (len(made), sum(path.stat().st_size for path in made))
+    made = publish(project, tmp_path / "site", runtime=no_runtime)
+    files = [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
+    assert (made.files, made.size) == (len(files), sum(path.stat().st_size for path in files))
+    assert "no network here" in (made.without or "")
+    assert (tmp_path / "site" / "check.html").is_file()
     (tmp_path / "site" / "cells-of-old").write_text("")
-    publish(project, tmp_path / "site")
+    publish(project, tmp_path / "site", runtime=no_runtime)
     assert not (tmp_path / "site" / "cells-of-old").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".site")] == []
 
