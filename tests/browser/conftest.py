@@ -50,7 +50,13 @@ def page(chromium: Browser) -> Iterator[Page]:
     said: list[str] = []
     opened.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     opened.on("pageerror", lambda error: said.append(f"error: {error}"))
-    opened.on("requestfailed", lambda request: said.append(f"not loaded: {request.url}"))
+
+    def failed(request: Request) -> None:
+        # Who leaves a page ends what it still loads.
+        if request.failure != "net::ERR_ABORTED":
+            said.append(f"not loaded: {request.url}: {request.failure}")
+
+    opened.on("requestfailed", failed)
 
     def asked(request: Request) -> None:
         if not request.url.startswith("file:"):

@@ -252,14 +252,14 @@ def test_filtering_hundreds_of_rows_is_quick(page: Page, site: Path) -> None:
     open_matrix(page, site)
     took = page.evaluate("""() => {
       const q = document.getElementById("q");
-      const times = [];
+      let slowest = 0;
       for (const text of ["b", "bl", "blind", "blind 0.1", ""]) {
         q.value = text;
         const before = performance.now();
         q.dispatchEvent(new Event("input", { bubbles: true }));
+        slowest = Math.max(slowest, performance.now() - before);
         document.body.getBoundingClientRect();
-        times.push(performance.now() - before);
       }
-      return Math.max(...times); }""")
-    # A tenth of a second is felt as at once; machines of continuous integration are several times slower.
-    assert took < 500
+      return slowest; }""")
+    # The script's part; some 10 to 30 ms on two cores. What the browser lays out is its own.
+    assert took < 200
