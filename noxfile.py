@@ -64,9 +64,10 @@ def _compat_options(options: list[str]) -> list[str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests: unit, the matrix itself, and integration with real ModelOpt and real vLLM."""
-    install(session, "test")
+    """All tests: unit, the site in a browser, the matrix, and integration with real ModelOpt and vLLM."""
+    install(session, "test", "browser")
     run(session, "pytest", "-q", "tests/unit", "-n", "auto")
+    run(session, "pytest", "-q", "tests/browser")
     run(session, "qvlfp8", "matrix")
     run(session, "pytest", "-q", "tests/compat")
     # Tests that share a vLLM or the Docker daemon run one after the other, beside the rest.
@@ -116,6 +117,13 @@ def reference(session: nox.Session) -> None:
     """The reference model and a drawn data set: -- model DIR | coco DIR | train | eval."""
     install(session, extra="pictures")
     run(session, "qvlfp8", "reference", *session.posargs)
+
+
+@nox.session
+def publish(session: nox.Session) -> None:
+    """Write the static site of all records into site/: -- [--out DIR] [--store DIR] [--base URL]."""
+    install(session, extra="pictures")
+    run(session, "qvlfp8", "publish", *session.posargs)
 
 
 @nox.session

@@ -645,8 +645,31 @@ def diagnose(
 
 
 @app.command()
-def schema(name: Annotated[Literal["matrix", "recipe", "record", "github-plan"], typer.Argument()]) -> None:
-    """Print the JSON Schema of matrix.yaml, of a recipe, of a record, or of `plan --github`."""
+def publish(
+    out: Annotated[Path, typer.Option("--out", help="The site's folder; one of ours is replaced.")] = Path(
+        "site"
+    ),
+    base: Annotated[
+        str, typer.Option("--base", metavar="URL", help="Where it will stand, for the links of its feed.")
+    ] = "",
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", help="Committed records [default: results/ beside the matrix]."),
+    ] = None,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Write the static site: the matrix, each cell and finding, badges, feed and API. Executes nothing."""
+    from qvlfp8.commands.publish import run_publish
+
+    run_publish(matrix_file, store, results, out, base=base)
+
+
+@app.command()
+def schema(
+    name: Annotated[Literal["matrix", "recipe", "record", "github-plan", "site"], typer.Argument()],
+) -> None:
+    """Print the JSON Schema of matrix.yaml, a recipe, a record, `plan --github`, or the site's API."""
     from qvlfp8.commands.schema import show_schema
 
     show_schema(name)

@@ -12,7 +12,7 @@ from qvlfp8.results import Record
 from qvlfp8.scoring import Bounds, score
 from qvlfp8.survey import survey
 
-__all__ = ["Observed", "named_version", "observed"]
+__all__ = ["Observed", "named_version", "notes", "observed"]
 
 
 def named_version(serve: ServeEnvironment) -> str:
@@ -42,7 +42,7 @@ def observed(project: Project, *, committed_only: bool = False) -> Iterator[Obse
                 if record is None or stage.status not in {"pass", "fail"}:
                     continue
                 key = (stage.digest, record.host.accelerator or "")
-                found = {*stage.findings, *_notes(stage.stage, record)}
+                found = {*stage.findings, *notes(stage.stage, record)}
                 yield None if stage.stage in OF_CHECKPOINT else version, stage.stage, key, found
     for cell in cells:
         for step in plan.unresolved(cell):
@@ -53,7 +53,7 @@ def observed(project: Project, *, committed_only: bool = False) -> Iterator[Obse
                 yield None, "resolve", ("lock", step.digest), found
 
 
-def _notes(stage: str, record: Record) -> Iterator[str]:
+def notes(stage: str, record: Record) -> Iterator[str]:
     """Findings that fail nothing, which the table does not show."""
     if record.stage != "generate":
         yield from (finding.id for finding in record.findings)

@@ -30,9 +30,11 @@ class Project:
 
     matrix: Matrix
     store: Store
+    results: Path | None = None
+    """Where its committed records are, if not in ``results/`` beside matrix.yaml."""
 
     @classmethod
-    def open(cls, matrix: Path, store: Path | None = None) -> Project:
+    def open(cls, matrix: Path, store: Path | None = None, results: Path | None = None) -> Project:
         """Read a project.
 
         Raises:
@@ -42,7 +44,7 @@ class Project:
         read = read_matrix(matrix)
         place = store or matrix.parent / ".qvlfp8"
         try:
-            return cls(matrix=read, store=Store(place.resolve()))
+            return cls(matrix=read, store=Store(place.resolve()), results=results)
         except (OSError, RuntimeError) as error:
             raise UsageError(f"{place}: not a usable path: {error}", mend="name another (--store)") from None
 
@@ -108,8 +110,8 @@ class Project:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """The committed records, in ``results/`` beside matrix.yaml."""
-        return Evidence(self.matrix.path.parent / "results")
+        """The committed records."""
+        return Evidence(self.results or self.matrix.path.parent / "results")
 
     def lookup(self, step: Step) -> Record | None:
         """The record of a step: this machine's own, else a committed one."""

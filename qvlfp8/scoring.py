@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -232,7 +233,7 @@ class _Answers:
 
     def _tasks(self, *, sight: bool, drop: float) -> tuple[list[str], dict[str, Any]]:
         """A sentence for each task that is not answered well enough, and all tasks' numbers."""
-        asks = [ask for ask in _asks(self._answers) if (ask.task in self._sight()) is sight]
+        asks = [ask for ask in _asks(self._answers) if (ask.task in self._sight) is sight]
         tasks = list(dict.fromkeys(ask.task for ask in asks))
         found: list[str] = []
         numbers: dict[str, Any] = {}
@@ -266,6 +267,7 @@ class _Answers:
             beside = "" if bf16 is None else f", BF16 {bf16:.0%}"
             yield f"{task}: {right:.0%} right{beside}, at least {least:.0%} must be"
 
+    @cached_property
     def _sight(self) -> set[str]:
         return {answer["task"] for answer in self._answers if answer["sight"]}
 

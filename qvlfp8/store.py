@@ -19,6 +19,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast, get_args
 
 from pydantic import ValidationError
 
@@ -115,6 +116,15 @@ class Store:
         except (OSError, UnicodeDecodeError, ValidationError):
             return None
         return record if record.digest == digest and record.stage == stage else None
+
+    def records(self) -> Iterator[Record]:
+        """Every record that is whole, by stage and digest; many are of no current step."""
+        for path in sorted(self.root.glob(f"steps/*/*/{RECORD}")):
+            stage, digest = path.parts[-3:-1]
+            if stage in get_args(RecordedStage) and (
+                found := self.record(cast("RecordedStage", stage), digest)
+            ):
+                yield found
 
     def scratch(self, name: str) -> Path:
         """A new empty folder on the store's file system.

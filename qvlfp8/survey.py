@@ -25,6 +25,8 @@ class Seen:
     stale: bool = False
     elsewhere: bool = False
     """The record is committed evidence of another machine, on a checkpoint whose digest it names."""
+    earlier_worker: bool = False
+    """The worker that executed it elsewhere had another source than today's, which its key leaves out."""
 
     @property
     def final(self) -> Record | None:
@@ -40,8 +42,13 @@ def survey(plan: Plan, lookup: Lookup) -> dict[str, Seen]:
         record = lookup(step)
         elsewhere = record is not None and record.elsewhere
         stale = record is not None and not elsewhere and _stale(record, step, seen)
-        seen[step.digest] = Seen(record=record, stale=stale, elsewhere=elsewhere)
+        earlier = record is not None and elsewhere and _earlier_worker(record, step)
+        seen[step.digest] = Seen(record=record, stale=stale, elsewhere=elsewhere, earlier_worker=earlier)
     return seen
+
+
+def _earlier_worker(record: Record, step: Step) -> bool:
+    return bool(record.inputs.get("worker") != step.inputs.get("worker"))
 
 
 def _stale(record: Record, step: Step, seen: Mapping[str, Seen]) -> bool:

@@ -11,22 +11,25 @@ from qvlfp8.github import GithubPlan
 from qvlfp8.matrix import MatrixFile
 from qvlfp8.recipe import RecipeFile
 from qvlfp8.results import Record
+from qvlfp8.site.api import SiteDocument
 
-Name = Literal["matrix", "recipe", "record", "github-plan"]
+Schema = Literal["matrix", "recipe", "record", "github-plan", "site"]
+"""What has one."""
 
 
-def show_schema(name: Name) -> None:
+def show_schema(name: Schema) -> None:
     """Print a JSON Schema."""
     print(schema_text(name), end="")
 
 
-def schema_text(name: Name) -> str:
+def schema_text(name: Schema) -> str:
     """The JSON Schema of a kind of file, as published in schema/."""
-    models: dict[str, type[BaseModel]] = {
+    models: dict[Schema, type[BaseModel]] = {
         "matrix": MatrixFile,
         "recipe": RecipeFile,
         "record": Record,
         "github-plan": GithubPlan,
+        "site": SiteDocument,
     }
     model = models[name]
     schema = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvlfp8.cells import GENERATED
 from qvlfp8.plan import Plan
@@ -14,6 +15,9 @@ from qvlfp8.report.render import to_markdown
 from qvlfp8.report.table import CellView, view_cells
 from qvlfp8.results import Record
 from qvlfp8.survey import Seen, survey
+
+if TYPE_CHECKING:
+    from qvlfp8.reference.exam import Question
 
 SHOWN = 3
 """Questions shown for each cell, each with two pictures."""
@@ -25,6 +29,8 @@ def write_pages(project: Project) -> Path:
     Raises:
         LockError, FileFormatError: as for a project's views.
     """
+    from qvlfp8.reference.exam import make_exam
+
     root = project.evidence.root
     subjects = {record.subject for _, record in project.evidence.records()}
     cells = [cell for cell in project.matrix.cells if cell.id in subjects]
@@ -34,7 +40,7 @@ def write_pages(project: Project) -> Path:
     sections = [_section(project, plan, view) for view in views]
     used = {row.question for rows, _ in sections for row in rows}
     shutil.rmtree(root / "pictures", ignore_errors=True)
-    prompts = _draw(root / "pictures", exam.seed, exam.per_task, used)
+    prompts = draw_pictures(root / "pictures", make_exam(exam.seed, exam.per_task), used)
     parts = [_HEAD.format(seed=exam.seed, per_task=exam.per_task), to_markdown(views), "# What was seen", ""]
     for view, (rows, facts) in zip(views, sections, strict=True):
         parts += [f"## {view.cell.id}", "", *facts, ""]
@@ -97,7 +103,9 @@ def _elsewhere(project: Project, plan: Plan, views: Sequence[CellView]) -> list[
         others = [view for view in others if _accelerator(view) != _accelerator(shown[view.cell.id])]
         for server in dict.fromkeys(view.cell.server for view in others):
             runs = [view for view in others if view.cell.server == server]
-            differ = [view.cell.id for view in runs if _marks(view) != _marks(shown[view.cell.id])]
+            differ = [
+                view.cell.id for view in runs if judged_marks(view) != judged_marks(shown[view.cell.id])
+            ]
             same = [view for view in runs if _checkpoint(seen, plan, view) == _checkpoint(here, plan, view)]
             rows.append(
                 f"| {_accelerator(runs[0])} | {server} | {len(runs)} | {len(same)} "
@@ -126,7 +134,7 @@ def _checkpoint(seen: Mapping[str, Seen], plan: Plan, view: CellView) -> str | N
     return record.measured.get("checkpoint_digest") if record else None
 
 
-def _marks(view: CellView) -> list[tuple[str, str, tuple[str, ...]]]:
+def judged_marks(view: CellView) -> list[tuple[str, str, tuple[str, ...]]]:
     """What a run says of a cell; how fast it was is the machine's."""
     judged = (stage for stage in view.stages if stage.stage in GENERATED and stage.stage != "speed")
     return [(stage.stage, stage.status, stage.findings) for stage in judged]
@@ -163,13 +171,11 @@ def _section(project: Project, plan: Plan, view: CellView) -> tuple[Sequence[pro
     return proof.shown(record.measured, baseline.measured, SHOWN), facts
 
 
-def _draw(folder: Path, seed: int, per_task: int, names: set[str]) -> dict[str, str]:
+def draw_pictures(folder: Path, questions: Iterable[Question], names: Collection[str]) -> dict[str, str]:
     """Write both pictures of the questions named; returns their prompts."""
-    from qvlfp8.reference.exam import make_exam
-
     folder.mkdir(parents=True, exist_ok=True)
     prompts = {}
-    for question in make_exam(seed, per_task):
+    for question in questions:
         if question.id in names and question.picture is not None and question.swapped is not None:
             prompts[question.id] = question.prompt
             stem = question.id.replace("/", "-")

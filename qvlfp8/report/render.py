@@ -90,6 +90,7 @@ def to_json(views: Iterable[CellView]) -> str:
                     "status": stage.status,
                     "findings": list(stage.findings),
                     "because": stage.because,
+                    "earlier_worker": stage.earlier_worker,
                     "record": (stage.digest or None) if stage.status in {"pass", "fail", "error"} else None,
                 }
                 for stage in view.stages

@@ -42,6 +42,13 @@ class StageView:
     where: Host | None = None
     """The machine that executed it."""
     measured: Mapping[str, Any] = field(default_factory=dict)
+    earlier_worker: bool = False
+    """It was executed elsewhere, by a worker whose source has changed since; :attr:`remark` says so."""
+
+    @property
+    def remark(self) -> str:
+        """What a reader has to know beside the status, in a sentence; empty if there is nothing."""
+        return EARLIER_WORKER if self.earlier_worker else ""
 
     @property
     def excused(self) -> bool:
@@ -65,13 +72,13 @@ class CellView:
     def decisive(self) -> StageView:
         """The stage that the table shows: the worst one; the last that was run if all passed.
 
-        A run of vLLM that passed answers for a stage before it that was not executed on this machine;
-        one that cannot be had here, for want of a GPU, does not hide what was.
+        A run of vLLM that passed answers for a stage before it that was not executed on this machine, or
+        not since it has changed; one that cannot be had here, for want of a GPU, does not hide what was.
         """
         ran = [view for view in self.stages if view.stage in GENERATED and view.status == "pass"]
         for status in (*_BAD, *_ABSENT):
             for view in self.stages:
-                answered = bool(ran) and status in _ABSENT and view.stage not in GENERATED
+                answered = bool(ran) and status in {"stale", *_ABSENT} and view.stage not in GENERATED
                 if view.status == status and not view.excused and not answered:
                     return view
         return [view for view in self.stages if view.status == "pass"][-1]
@@ -141,6 +148,7 @@ def _executed(plan: Plan, seen: Mapping[str, Seen], cell: Cell) -> Iterable[Stag
             digest=step.digest,
             where=found.record.host,
             measured=found.record.measured,
+            earlier_worker=found.earlier_worker,
         )
 
 
@@ -175,17 +183,23 @@ def _generated(
         return
     step = plan.step(cell, stages[0])
     record = seen[step.digest].record
-    baseline = seen[plan.baseline(cell).digest].record
     known = _unexecuted(plan, seen, step, stages[0])
     if known is not None or record is None:
         yield from (replace(known, stage=stage) for stage in stages if known)
         return
-    view = partial(StageView, digest=step.digest, device=step.device, where=record.host)
+    control = seen[plan.baseline(cell).digest]
+    baseline = control.record
+    view = partial(
+        StageView,
+        digest=step.digest,
+        device=step.device,
+        where=record.host,
+        earlier_worker=seen[step.digest].earlier_worker or control.earlier_worker,
+    )
     if record.status == "fail":
         yield view(stage=stages[0], status="fail", causes=_as_causes(record.causes), because=record.because())
         yield from (view(stage=s, status="blocked", because="load") for s in stages[1:])
         return
-    control = seen[plan.baseline(cell).digest]
     if baseline is not None and control.elsewhere != seen[step.digest].elsewhere:
         because = "the unquantized model was run anew since, on this machine; the checkpoint on another"
         yield from (view(stage=stage, status="stale", because=because) for stage in stages)
@@ -233,6 +247,8 @@ def _ancestors(plan: Plan, step: Step) -> Iterable[str]:
 
 UNRESOLVED = "does-not-resolve"
 """The finding of an environment whose versions do not fit together."""
+
+EARLIER_WORKER = "executed elsewhere by an earlier version of the worker: its source has changed since"
 
 SEES = "●"
 LOADS = "◐"

@@ -19,7 +19,7 @@ from qvlfp8.contract.samples import Sizes, samples
 from qvlfp8.site import checker as written
 from qvlfp8.site import pyodide
 from qvlfp8.worker.contract import write_checkpoint
-from tests.browser.checking import Checker, browser, missing
+from tests.browser.checking import Checker, missing
 from tests.unit import hostile
 from tests.unit.checkpoints import (
     LM_EXCLUSIONS,
@@ -54,12 +54,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if (why := written.write_checker(out, render)) is not None:
         missing(why)
     return out
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

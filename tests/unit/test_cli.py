@@ -173,7 +173,7 @@ def test_plan_lists_cells_steps_and_what_is_left_out() -> None:
     assert re.search(r"^lm-fp8/.*/vllm-0.33.0  build.* · preflight", text.stdout, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["matrix", "recipe", "record", "github-plan"])
+@pytest.mark.parametrize("name", ["matrix", "recipe", "record", "github-plan", "site"])
 def test_the_published_schema_is_what_the_code_makes(name: str) -> None:
     published = ROOT / "schema" / f"{name}.schema.json"
     assert published.read_text() == schema_text(name), f"qvlfp8 schema {name} > {published}"  # type: ignore[arg-type]

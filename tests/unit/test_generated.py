@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from qvlfp8 import source
+from qvlfp8.cells import GENERATED
 from qvlfp8.engine import Batch, Job
 from qvlfp8.evidence import Evidence
 from qvlfp8.project import Project
+from qvlfp8.report.render import to_json
 from qvlfp8.report.table import CellView, make_table
 from qvlfp8.results import Host
 from tests.unit.factory import MATRIX, RECIPE, open_project
@@ -223,7 +226,8 @@ def test_without_a_gpu_its_cells_are_not_run_and_no_surprise(project: Project) -
     assert not any(text for _, text in project.surprises(view))
 
 
-def test_committed_evidence_stands_for_what_cannot_be_run_here(project: Project) -> None:
+@pytest.mark.parametrize("since", ["the same worker", "checkpoint's run", "unquantized model's run"])
+def test_committed_evidence_stands_for_what_cannot_be_run_here(project: Project, since: str) -> None:
     execute(project, Vllm(measured()))
     cells = project.matrix.cells
     plan = project.plan(cells, project.locks(cells))
@@ -238,9 +242,11 @@ def test_committed_evidence_stands_for_what_cannot_be_run_here(project: Project)
             "evidence": step.evidence[0],
             "digest": "f" * 64,
             "read": {},
-            "inputs": {"params": dict(step.params)},
+            "inputs": {"params": dict(step.params), "worker": source.of_worker("generate")},
             "environment": {"vllm": GPU.removeprefix("vllm-")},
         }
+        if since.startswith("unquantized" if step.subject.startswith("bf16/") else "checkpoint"):
+            update["inputs"]["worker"] = "another"
         update |= {"host": host, "measured": said | {"options": step.params["options"]}}
         Evidence(project.matrix.path.parent / "results").add(made_here.model_copy(update=update))
     fresh = Project.open(project.matrix.path)
@@ -249,6 +255,13 @@ def test_committed_evidence_stands_for_what_cannot_be_run_here(project: Project)
     assert view.decisive.where is not None
     assert view.decisive.where.accelerator == "NVIDIA H200"
     assert any("blind" in (text or "") for _, text in fresh.surprises(view))
+    ran = [stage for stage in view.stages if stage.stage in GENERATED]
+    assert {stage.earlier_worker for stage in ran} == {since != "the same worker"}
+    assert {bool(stage.remark) for stage in view.stages} == {False, since != "the same worker"}
+    shown = json.loads(to_json([view]))["cells"][0]["stages"]
+    assert [name for name, stage in shown.items() if stage["earlier_worker"]] == [
+        stage.stage for stage in view.stages if stage.earlier_worker
+    ]
 
 
 def test_evidence_for_another_recipe_does_not_count(project: Project, tmp_path: Path) -> None:

@@ -1,0 +1,309 @@
+"""A cell's page: every stage with what was measured, by what, on what, and how to repeat it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qvlfp8.cells import GENERATED, Stage
+from qvlfp8.observed import named_version
+from qvlfp8.report import proof
+from qvlfp8.report.table import StageView, difference
+from qvlfp8.results import Record, Status
+from qvlfp8.run import repeat_command
+from qvlfp8.site import chart
+from qvlfp8.site.data import Site, SiteCell, record_name
+from qvlfp8.site.matrix_view import producer
+from qvlfp8.site.measured import Value, values_of
+from qvlfp8.site.untrusted import line, plain
+
+__all__ = [
+    "Answer",
+    "CellPage",
+    "ExamShown",
+    "Execution",
+    "StageShown",
+    "TaskRow",
+    "make_page",
+    "questions_shown",
+]
+
+SHOWN = 4
+"""Questions of sight that are shown, each with two pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamShown:
+    """The exam that can be drawn now: its digest, and the prompts of what there are pictures of."""
+
+    digest: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageShown:
+    """One stage: how it ended, why, and what it measured."""
+
+    stage: Stage
+    status: Status
+    because: str
+    findings: tuple[tuple[str, str], ...]
+    """Id and what was seen, of each that fails it."""
+    notes: tuple[str, ...]
+    values: tuple[Value, ...]
+    tasks: tuple[TaskRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """A task of the exam: shares of right answers, and of answers that are BF16's."""
+
+    task: str
+    asked: int
+    accuracy: str
+    bf16: str
+    agreement: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Stages that one record answers, and that record's circumstances."""
+
+    title: str
+    stages: tuple[StageShown, ...]
+    facts: tuple[Value, ...]
+    log: str
+    log_title: str
+    repeat: str
+    record: str | None
+    """File name of the record's copy."""
+    earlier: bool = False
+    stale: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A picture that was shown, and three answers."""
+
+    picture: str
+    prompt: str
+    right: str
+    baseline: str
+    answer: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the checkpoint's answer is the right one."""
+        return self.answer == self.right
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPage:
+    """All of the page."""
+
+    cell: SiteCell
+    producer: str
+    version: str
+    executions: tuple[Execution, ...]
+    difference: str
+    answers: tuple[Answer, ...]
+    right: int
+    asked: int
+    """Of the pictures shown to it, those that it answered rightly, and all."""
+    chart: chart.Chart | None
+    neighbours: tuple[SiteCell, ...]
+    """The other cells of its row that have a page."""
+    baseline: str | None
+    """File name of the unquantized model's record."""
+    repeat: str
+
+
+def make_page(site: Site, cell: SiteCell, row: Sequence[SiteCell], exam: ExamShown) -> CellPage:
+    """One cell's page.
+
+    Args:
+        site: what it belongs to.
+        cell: one that was executed.
+        row: the cells of its row, oldest vLLM first.
+        exam: what can be drawn.
+    """
+    answers, right, asked = _answers(cell, exam)
+    return CellPage(
+        cell=cell,
+        producer=producer(cell.cell),
+        version=named_version(cell.cell.serve),
+        executions=tuple(_executions(site, cell)),
+        difference=line(difference(cell.view) or ""),
+        answers=answers,
+        right=right,
+        asked=asked,
+        chart=_chart(site, cell, row),
+        neighbours=tuple(one for one in row if one.executed),
+        baseline=record_name(cell.baseline) if cell.baseline else None,
+        repeat=f"nox -s matrix -- --only '{cell.cell.id}'",
+    )
+
+
+def questions_shown(cell: SiteCell, exam: str) -> tuple[proof.Shown, ...]:
+    """The questions whose pictures its page shows; nothing without answers of it and of BF16 to this exam."""
+    record, baseline = cell.records.get("load"), cell.baseline
+    if record is None or baseline is None or _status(cell, "image") in {"stale", "not run"}:
+        return ()
+    if not record.measured.get("answers") or not baseline.measured.get("answers"):
+        return ()
+    if record.measured.get("exam_digest") != exam:
+        # Its pictures were others than those that can be drawn now.
+        return ()
+    return proof.shown(record.measured, baseline.measured, SHOWN)
+
+
+def _status(cell: SiteCell, stage: Stage) -> Status:
+    view = cell.view.stage(stage)
+    return view.status if view else "not run"
+
+
+def _answers(cell: SiteCell, exam: ExamShown) -> tuple[tuple[Answer, ...], int, int]:
+    shown = questions_shown(cell, exam.digest)
+    if not shown:
+        return (), 0, 0
+    asked = [a for a in cell.records["load"].measured["answers"] if a["sight"]]
+    pairs = [(a["answer"], a["expected"]) for a in asked]
+    pairs += [(a["swapped_answer"], a["swapped_expected"]) for a in asked]
+    return (
+        tuple(
+            Answer(
+                picture=row.picture,
+                prompt=exam.prompts[row.question],
+                right=line(row.right, 120),
+                baseline=line(row.baseline, 120),
+                answer=line(row.answer, 120),
+            )
+            for row in shown
+        ),
+        sum((said or "").strip() == right for said, right in pairs),
+        len(pairs),
+    )
+
+
+def _executions(site: Site, cell: SiteCell) -> Iterator[Execution]:
+    """Stages in order; those that one run answers together."""
+    run = [view for view in cell.view.stages if view.stage in GENERATED]
+    for view in cell.view.stages:
+        if view.stage not in GENERATED:
+            yield _execution(site, cell, view.stage, [view])
+    if run:
+        yield _execution(site, cell, "run of vLLM", run)
+
+
+def _execution(site: Site, cell: SiteCell, title: str, views: Sequence[StageView]) -> Execution:
+    record = next((cell.records[view.stage] for view in views if view.stage in cell.records), None)
+    log = site.log(record) if record else ""
+    marks = (
+        [line(str(text)) for text in (record.measured.get("log_marks") or ())] if record and not log else []
+    )
+    step = site.plan.step(cell.cell, views[0].stage) if views[0].stage != "resolve" else None
+    repeat = (
+        record.repeat if record else repeat_command(step) if step else f"nox -s lock -- {cell.cell.serve.id}"
+    )
+    return Execution(
+        title=title,
+        stages=tuple(_stage(cell, view) for view in views),
+        facts=tuple(_facts(site, cell, record, views[0])),
+        log=log or "\n".join(marks),
+        log_title="The end of its log" if log else "Lines of its log that were kept",
+        repeat=line(repeat, 300),
+        record=record_name(record) if record else None,
+        earlier=cell.earlier and views[0].stage in GENERATED,
+        stale=views[0].status == "stale",
+    )
+
+
+def _stage(cell: SiteCell, view: StageView) -> StageShown:
+    measured = dict(view.measured)
+    return StageShown(
+        stage=view.stage,
+        status=view.status,
+        because=line(view.because) if not view.causes else "",
+        findings=tuple((cause.id, plain(cause.text, 1200)) for cause in view.causes),
+        notes=tuple(name for stage, name in cell.notes if stage == view.stage),
+        tasks=tuple(_tasks(measured.pop("tasks", None) or {})),
+        values=tuple(values_of(view.stage, measured)),
+    )
+
+
+def _tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[TaskRow]:
+    for name, numbers in tasks.items():
+        yield TaskRow(
+            task=name,
+            asked=numbers["asked"],
+            accuracy=_share(numbers["accuracy"]),
+            bf16=_share(numbers["accuracy_bf16"]),
+            agreement=_share(numbers["agreement"]),
+        )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+_PACKAGES = ("vllm", "modelopt", "llmcompressor", "transformers", "torch", "python", "cuda")
+
+
+def _facts(site: Site, cell: SiteCell, record: Record | None, view: StageView) -> Iterator[Value]:
+    """Environment, lock, hardware, time."""
+    if view.stage == "resolve":
+        yield from (
+            Value(name=f"lock of {name}", text=digest or "none") for name, digest in _locks(site, cell)
+        )
+        return
+    if record is None:
+        return
+    told = record.environment
+    packages = [f"{name} {told[name]}" for name in _PACKAGES if told.get(name)]
+    if packages:
+        yield Value(name="environment", text=line(", ".join(packages)))
+    if lock := told.get("lock") or record.inputs.get("lock"):
+        yield Value(name="lock", text=line(str(lock)))
+    yield Value(name="hardware", text=line(_hardware(record)))
+    if driver := told.get("driver"):
+        yield Value(name="driver", text=line(str(driver)))
+    yield Value(name="started", text=line(record.started))
+    yield Value(name="duration", text=f"{record.seconds:.1f} s")
+    if checkpoint := record.made or record.measured.get("checkpoint_digest"):
+        yield Value(name="checkpoint", text=line(str(checkpoint)))
+    yield Value(name="engine", text=line(str(told.get("engine", "unknown"))))
+
+
+def _hardware(record: Record) -> str:
+    host = record.host
+    machine = f"{host.cpus} CPUs, {host.memory_gb:g} GB, {host.machine}, {host.system}"
+    return f"{host.accelerator}; {machine}" if host.accelerator else machine
+
+
+def _locks(site: Site, cell: SiteCell) -> Iterator[tuple[str, str]]:
+    for digest in site.plan.builds[cell.cell.id]:
+        step = site.plan.steps[digest]
+        yield step.subject, str(step.inputs["lock"])
+
+
+def _chart(site: Site, cell: SiteCell, row: Sequence[SiteCell]) -> chart.Chart | None:
+    rows = []
+    for one in row:
+        view = one.view.stage("fidelity")
+        if view is None or view.status not in {"pass", "fail"} or "mean_kl" not in view.measured:
+            continue
+        numbers = view.measured
+        rows.append(
+            chart.Fidelity(
+                column=named_version(one.cell.serve),
+                mean_kl=numbers["mean_kl"],
+                p99_kl=numbers["p99_kl"],
+                top1=numbers["top1_agreement"],
+                not_finite=numbers["not_finite"],
+                here=one.cell.id == cell.cell.id,
+            )
+        )
+    if not any(one.here for one in rows):
+        return None
+    return chart.draw(rows, site.project.matrix.bounds(cell.cell))

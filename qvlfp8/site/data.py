@@ -1,0 +1,215 @@
+"""What the site is made from: every cell with what its records say, and those records. Only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from qvlfp8.cells import GENERATED, Cell, Stage
+from qvlfp8.observed import notes
+from qvlfp8.plan import Plan
+from qvlfp8.project import Project
+from qvlfp8.report.evidence import judged_marks
+from qvlfp8.report.table import CellView, view_cells
+from qvlfp8.results import Record
+from qvlfp8.site.names import slug
+from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
+from qvlfp8.site.stale import outdated, with_stale
+from qvlfp8.site.untrusted import excerpt
+from qvlfp8.store import LOG
+from qvlfp8.survey import survey
+
+__all__ = ["Elsewhere", "Site", "SiteCell", "gather", "page_of", "record_name"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """The same cell, run on another accelerator."""
+
+    view: CellView
+    outcome: Outcome
+    record: Record
+    agrees: bool
+    """Whether it ended alike at every stage that a run answers, speed aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteCell:
+    """One cell, what it is shown as, and what of it was executed.
+
+    ``records`` are those that speak of its stages, by stage; ``baseline`` is the unquantized model's run
+    that its own is held against. ``notes`` are findings that fail nothing.
+    """
+
+    cell: Cell
+    view: CellView
+    outcome: Outcome
+    furthest: Stage | None
+    executed: bool
+    earlier: bool
+    """Its run was made elsewhere, by a worker whose source has changed since."""
+    records: Mapping[Stage, Record]
+    baseline: Record | None = None
+    notes: tuple[tuple[Stage, str], ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
+
+    @property
+    def at(self) -> Stage:
+        """The stage at which it ended."""
+        return ended_at(self.view)
+
+    @cached_property
+    def findings(self) -> tuple[str, ...]:
+        """The findings that fail its stages, each once."""
+        return tuple(dict.fromkeys(name for stage in self.view.stages for name in stage.findings))
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The findings that its stages show, whether or not they fail them."""
+        return tuple(dict.fromkeys((*self.findings, *(name for _, name in self.notes))))
+
+    @cached_property
+    def hardware(self) -> tuple[str, ...]:
+        """What vLLM was run on: accelerators, or ``CPU``; nothing if it was not run."""
+        ran = [self.records[stage] for stage in GENERATED if stage in self.records]
+        ran += [other.record for other in self.elsewhere]
+        return tuple(dict.fromkeys(record.host.accelerator or "CPU" for record in ran))
+
+    @property
+    def page(self) -> str | None:
+        """Its page, relative to the site; None where nothing was executed."""
+        return page_of(self.cell) if self.executed else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """All cells of matrix.yaml, in its order, and the records of the unquantized models."""
+
+    project: Project
+    plan: Plan
+    cells: tuple[SiteCell, ...]
+
+    @cached_property
+    def by_id(self) -> Mapping[str, SiteCell]:
+        """Cells by id."""
+        return {cell.cell.id: cell for cell in self.cells}
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        """Every record that a page speaks of, by the name of its file."""
+        found: dict[str, Record] = {}
+        for cell in self.cells:
+            others = [other.record for other in cell.elsewhere]
+            for record in (*cell.records.values(), *([cell.baseline] if cell.baseline else []), *others):
+                found.setdefault(record_name(record), record)
+        return dict(sorted(found.items()))
+
+    def log(self, record: Record) -> str:
+        """The end of a record's log; empty where the log did not come with it."""
+        if record.elsewhere or not record.log:
+            return ""
+        path = self.project.store.entry(record.stage, record.digest) / LOG
+        try:
+            return excerpt(path.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return ""
+
+
+def page_of(cell: Cell) -> str:
+    """A cell's page; the name does not depend on what else there is."""
+    return f"cells/{cell.id.replace('/', '~')}.html"
+
+
+def record_name(record: Record) -> str:
+    """File name of a record's copy: several machines may have executed one step."""
+    return f"{record.stage}-{record.digest[:16]}-{slug(record.host.accelerator or 'cpu')}.json"
+
+
+def gather(project: Project) -> Site:
+    """Look every cell of a project up, in its store and in its committed records.
+
+    Raises:
+        QvlError: a lock or a committed record is not valid.
+    """
+    cells = project.cells(everything=True)
+    plan = project.plan(cells, project.locks(cells))
+    seen = survey(plan, project.lookup)
+    committed = (record for _, record in project.evidence.records())
+    old = outdated([*project.store.records(), *committed], plan)
+    replaced = {record.digest: record for record in old.values()}
+    current = {digest: found.record for digest, found in seen.items() if found.record}
+    elsewhere = _elsewhere(project)
+    made = []
+    for view in view_cells(plan, seen, project.matrix.bounds):
+        shown = with_stale(view, plan, old)
+        records = {
+            stage.stage: record
+            for stage in shown.stages
+            if stage.status in {"pass", "fail", "error", "stale"}
+            and (record := current.get(stage.digest) or replaced.get(stage.digest)) is not None
+        }
+        made.append(_cell(plan, shown, records, current, elsewhere.get(shown.cell.id, {})))
+    return Site(project=project, plan=plan, cells=tuple(made))
+
+
+def _cell(
+    plan: Plan,
+    view: CellView,
+    records: Mapping[Stage, Record],
+    current: Mapping[str, Record],
+    elsewhere: Mapping[str, tuple[CellView, Record]],
+) -> SiteCell:
+    cell = view.cell
+    load = records.get("load")
+    step = plan.step(cell, "load") if "load" in plan.stages[cell.id] else None
+    baseline = current.get(plan.baseline(cell).digest) if step and load else None
+    here = load.host.accelerator if load else None
+    others = [
+        Elsewhere(
+            view=other,
+            outcome=outcome(other),
+            record=record,
+            agrees=judged_marks(other) == judged_marks(view),
+        )
+        for name, (other, record) in elsewhere.items()
+        if name != here
+    ]
+    return SiteCell(
+        cell=cell,
+        view=view,
+        outcome=outcome(view),
+        furthest=furthest(view),
+        executed=executed(view),
+        earlier=any(stage.earlier_worker for stage in view.stages),
+        records=records,
+        baseline=baseline,
+        notes=tuple(_notes(view, records)),
+        elsewhere=tuple(others),
+    )
+
+
+def _notes(view: CellView, records: Mapping[Stage, Record]) -> Iterator[tuple[Stage, str]]:
+    for stage in view.stages:
+        if stage.status in {"pass", "fail"} and stage.stage in records:
+            failing = set(stage.findings)
+            for name in dict.fromkeys(notes(stage.stage, records[stage.stage])):
+                if name not in failing:
+                    yield stage.stage, name
+
+
+def _elsewhere(project: Project) -> Mapping[str, Mapping[str, tuple[CellView, Record]]]:
+    """Cell id -> accelerator -> what its run there says."""
+    subjects = {record.subject for _, record in project.evidence.records()}
+    cells = [cell for cell in project.matrix.cells if cell.id in subjects]
+    found: dict[str, dict[str, tuple[CellView, Record]]] = {}
+    if not cells:
+        return found
+    plan = project.plan(cells, project.locks(cells))
+    for name in project.evidence.accelerators:
+        seen = survey(plan, project.evidence.at(name).record)
+        for view in view_cells(plan, seen, project.matrix.bounds):
+            record = seen[plan.step(view.cell, "load").digest].record
+            if record is not None:
+                found.setdefault(view.cell.id, {})[record.host.accelerator or "CPU"] = (view, record)
+    return found
