@@ -522,7 +522,7 @@ def contract_check(
     run_check(matrix_file, store, environments or [], contracts, Shown(only) if only else None)
 
 
-results_app = typer.Typer(help="Committed records of runs on GPUs, in results/.", rich_markup_mode=None)
+results_app = typer.Typer(help="Committed records, in results/.", rich_markup_mode=None)
 app.add_typer(results_app, name="results")
 
 
@@ -536,6 +536,17 @@ def results_import(
     from qvlfp8.commands.results import import_results
 
     import_results(matrix_file, store, folder)
+
+
+@results_app.command("keep")
+def results_keep(
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Keep what this machine has quantized, inspected and shown to vLLM's loader, as lines in results/."""
+    from qvlfp8.commands.keep import keep_results
+
+    keep_results(matrix_file, store)
 
 
 @results_app.command("report")

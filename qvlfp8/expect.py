@@ -25,6 +25,8 @@ def surprise(
         case "error":
             return f"{subject}: could not be executed: {view.because}"
         case "stale":
+            if view.excused:
+                return None
             return f"{subject}: stale: {view.because}\n  mend: nox -s matrix -- --only '{cell.id}'"
         case "blocked":
             return None if blocked_as_expected else f"{subject}: blocked by {view.because}"

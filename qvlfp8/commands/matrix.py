@@ -51,7 +51,7 @@ def run_matrix(
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
         plan, _ = execute(project, cells, progress, engine=engine, again=again, jobs=jobs, faults=faults)
-    views = project.views(plan)
+    views = project.views(plan, project.executed)
     _publish(project, views)
     print_table(Console(), views)
     console.print(_summary(project, plan, views), markup=False, highlight=False, soft_wrap=True)
@@ -95,7 +95,7 @@ def execute(
         environments=project.environments,
         locks=locks,
         progress=progress,
-        lookup=project.lookup,
+        lookup=project.executed,
         devices=devices(),
         again=again,
     )
@@ -105,7 +105,7 @@ def execute(
         return plan, running_in
     if runner.faults:
         raise runner.faults[0]
-    raise_for_errors(project.views(plan))
+    raise_for_errors(project.views(plan, project.executed))
     return plan, running_in
 
 

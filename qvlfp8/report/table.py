@@ -44,6 +44,8 @@ class StageView:
     measured: Mapping[str, Any] = field(default_factory=dict)
     earlier_worker: bool = False
     """It was executed elsewhere, by a worker whose source has changed since; :attr:`remark` says so."""
+    older: bool = False
+    """Of a stale one: there is nothing but a record of something else than what is asked now."""
 
     @property
     def remark(self) -> str:
@@ -52,8 +54,8 @@ class StageView:
 
     @property
     def excused(self) -> bool:
-        """Whether it was not run because this machine cannot."""
-        return self.status == "not run" and self.device == "cuda"
+        """Whether it was not run, as it is now, because this machine cannot."""
+        return self.device == "cuda" and (self.status == "not run" or self.older)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -78,7 +80,8 @@ class CellView:
         ran = [view for view in self.stages if view.stage in GENERATED and view.status == "pass"]
         for status in (*_BAD, *_ABSENT):
             for view in self.stages:
-                answered = bool(ran) and status in _ABSENT and view.stage not in GENERATED
+                absent = status in _ABSENT or view.older
+                answered = bool(ran) and absent and view.stage not in GENERATED
                 if view.status == status and not view.excused and not answered:
                     return view
         return [view for view in self.stages if view.status == "pass"][-1]
@@ -166,11 +169,13 @@ def _unexecuted(plan: Plan, seen: Mapping[str, Seen], step: Step, stage: Stage) 
     view = partial(StageView, stage=stage, digest=step.digest, device=step.device)
     if failed is not None and not (failed.stage == "build" and found.record):
         return view(status="blocked", because=f"{failed.stage} of {failed.subject}: {failed.because()}")
+    if found.record is None and found.stale:
+        return view(status="stale", because=found.because, older=True)
     if found.record is None:
         needs = "it needs an NVIDIA GPU, or a committed record of one" if step.device == "cuda" else ""
         return view(status="not run", because=needs)
     if found.stale:
-        return view(status="stale", because="what it was executed on has been made anew since, and differs")
+        return view(status="stale", because=found.because)
     return None
 
 
@@ -270,7 +275,7 @@ LEGEND = (
     ),
     ("✗", "fails, by the causes that the letters name"),
     ("!", "error: the machine's or the harness's fault, not the checkpoint's"),
-    ("~", "stale: what it was executed on has changed since"),
+    ("~", "stale: what it was executed on, or by, has changed since"),
     ("▪", "blocked: an earlier stage failed"),
     ("·", "not run"),
 )
