@@ -189,6 +189,22 @@ def table(
 
 
 @app.command()
+def diff(
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="A store, a results folder, or a git revision of this project.")
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="The same, later.")],
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: JsonOption = False,
+    matrix_file: MatrixOption = MATRIX,
+) -> int:
+    """Say what improved, regressed, is new, gone or stale in B; ends with 1 on a regression."""
+    from qvlfp8.commands.diff import show_difference
+
+    return show_difference(matrix_file, before, after, as_markdown=as_markdown, as_json=as_json)
+
+
+@app.command()
 def quantize(
     recipe: Annotated[str, typer.Argument(help="A recipe's id, such as lm-fp8.")],
     model: Annotated[

@@ -21,14 +21,14 @@ from qvlfp8 import digest
 from qvlfp8.engine import Exit
 from qvlfp8.errors import FileFormatError
 from qvlfp8.judge import Verdict, judge
-from qvlfp8.plan import Step, repeat_command
+from qvlfp8.plan import Step, repeat_of
 from qvlfp8.results import Digest, Finding, Host, Record, RecordedStage
 from qvlfp8.yamlfile import Strict
 
 KEPT: tuple[RecordedStage, ...] = ("quantize", "inspect", "preflight")
 """The stages whose records are kept as lines."""
 
-_KEEP_AGAIN = "`qvlfp8 results keep`, with a store that has executed it, writes it anew"
+_KEEP_AGAIN = "restore the file, or remove the line: `qvlfp8 results keep` writes what a store has executed"
 
 
 class Line(Strict):
@@ -75,8 +75,8 @@ class KeptRecords:
             return None
         where, raw = found
         line = _parsed(where, raw)
-        verdict = _checked(where, raw, line, step)
-        return None if verdict.status == "error" else as_record(line, step, verdict)
+        verdict = _checked(where, line, step)
+        return None if verdict.status == "error" else _as_record(line, verdict, step)
 
     def older(self, step: Step) -> Record | None:
         """The record of that stage and subject that no longer stands for it; None if there is none."""
@@ -84,7 +84,7 @@ class KeptRecords:
         if found is None or found[1].get("evidence") in step.evidence:
             return None
         line = _parsed(*found)
-        return as_record(line, step, Verdict(status=line.status, findings=line.refused))
+        return _as_record(line, _judged(found[0], line), step)
 
     def lines(self) -> Iterator[tuple[str, Line]]:
         """Every line, and the file and number that name it.
@@ -94,6 +94,17 @@ class KeptRecords:
         """
         for where, raw in self._raw:
             yield where, _parsed(where, raw)
+
+    def records(self) -> Iterator[Record]:
+        """Every line as a record, with the verdict of today's judgement.
+
+        Raises:
+            FileFormatError: one is not valid.
+        """
+        for where, line in self.lines():
+            verdict = _judged(where, line)
+            if verdict.status != "error":
+                yield _as_record(line, verdict)
 
     @cached_property
     def _raw(self) -> list[tuple[str, dict[str, Any]]]:
@@ -121,18 +132,18 @@ class KeptRecords:
 
 def _parsed(where: str, raw: Mapping[str, Any]) -> Line:
     try:
-        return Line.model_validate(raw)
+        line = Line.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
         raise FileFormatError(f"{where}: not a record: {field}: {first['msg']}", mend=_KEEP_AGAIN) from None
-
-
-def _checked(where: str, raw: Mapping[str, Any], line: Line, step: Step) -> Verdict:
-    """What today's judgement says of the line, once it has been held against itself and the step."""
-    own = {name: value for name, value in raw.items() if name != "sum"}
-    if digest.of_json(own) != line.sum:
+    if digest.of_json({name: value for name, value in raw.items() if name != "sum"}) != line.sum:
         raise FileFormatError(f"{where}: edited by hand: its sum is another", mend=_KEEP_AGAIN)
+    return line
+
+
+def _checked(where: str, line: Line, step: Step) -> Verdict:
+    """What today's judgement says of the line, once it has been held against the step."""
     if (line.stage, line.subject) != (step.stage, step.subject):
         raise FileFormatError(f"{where}: its subject is not what its evidence key says", mend=_KEEP_AGAIN)
     verdict = _judged(where, line)
@@ -160,12 +171,9 @@ def _judged(where: str, line: Line) -> Verdict:
         ) from None
 
 
-def as_record(line: Line, step: Step, verdict: Verdict) -> Record:
-    """The line as a record of the step; like every record from elsewhere, it has read nothing here."""
-    inputs = {
-        "params": dict(step.params),
-        "asked": line.asked,
-    }
+def _as_record(line: Line, verdict: Verdict, step: Step | None = None) -> Record:
+    """The line as a record; like every record from elsewhere, it has read nothing here."""
+    inputs = {"asked": line.asked, **({"params": dict(step.params)} if step else {})}
     return Record(
         stage=line.stage,
         subject=line.subject,
@@ -180,7 +188,7 @@ def as_record(line: Line, step: Step, verdict: Verdict) -> Record:
         measured=line.measured,
         made=line.checkpoint if line.stage == "quantize" else None,
         evidence=line.evidence,
-        repeat=repeat_command(step),
+        repeat=repeat_of(line.stage, line.subject),
         qvlfp8=line.qvlfp8,
     )
 

@@ -96,10 +96,14 @@ class Matrix(Strict):
         return locks.quantize if environment.kind == "quantize" else locks.serve
 
     def bounds(self, cell: Cell) -> Bounds:
-        """How far the cell may be from BF16: each field as the last row says that names its recipe."""
+        """How far the cell may be from BF16."""
+        return self.bounds_of(cell.recipe.id)
+
+    def bounds_of(self, recipe: str) -> Bounds:
+        """How far a recipe's checkpoints may be from BF16: each field as the last row says that names it."""
         told: dict[str, Any] = {}
         for row in self.file.bounds:
-            if any(fnmatchcase(cell.recipe.id, glob) for glob in globs(row.recipes)):
+            if any(fnmatchcase(recipe, glob) for glob in globs(row.recipes)):
                 told |= row.model_dump(exclude={"recipes", "reason"}, exclude_none=True)
         return Bounds(**told)
 

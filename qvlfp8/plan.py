@@ -322,10 +322,15 @@ def make_plan(
 
 def repeat_command(step: Step, engine: str = "venv") -> str:
     """The one command that executes a step again."""
+    return repeat_of(step.stage, step.subject, engine)
+
+
+def repeat_of(stage: RecordedStage, subject: str, engine: str = "venv") -> str:
+    """The one command that executes a stage of a subject again."""
     inside = " --engine docker" if engine == "docker" else ""
-    if step.stage in {"build", "model"}:
-        return f"nox -s matrix --{inside} --only '{step.subject}'"
-    subject = f"{step.subject}/*" if step.stage in OF_CHECKPOINT else step.subject
+    if stage in {"build", "model"}:
+        return f"nox -s matrix --{inside} --only '{subject}'"
+    subject = f"{subject}/*" if stage in OF_CHECKPOINT else subject
     if subject.startswith("bf16/"):
         # No cell is the unquantized model's own: it is run again with those that are compared with it.
         subject = subject.replace("bf16/", "*/", 1)

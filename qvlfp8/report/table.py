@@ -194,29 +194,33 @@ def _generated(
         return
     control = seen[plan.baseline(cell).digest]
     baseline = control.record
-    view = partial(
-        StageView,
-        digest=step.digest,
-        device=step.device,
-        where=record.host,
-        earlier_worker=seen[step.digest].earlier_worker or control.earlier_worker,
-    )
-    if record.status == "fail":
-        yield view(stage=stages[0], status="fail", causes=_as_causes(record.causes), because=record.because())
-        yield from (view(stage=s, status="blocked", because="load") for s in stages[1:])
-        return
-    if baseline is not None and control.elsewhere != seen[step.digest].elsewhere:
+    if record.status != "fail" and baseline is not None and control.elsewhere != seen[step.digest].elsewhere:
         because = "the unquantized model was run anew since, on this machine; the checkpoint on another"
-        yield from (view(stage=stage, status="stale", because=because) for stage in stages)
+        views = [StageView(stage=stage, status="stale", because=because) for stage in stages]
+    else:
+        views = list(answers(record, baseline, bounds(cell)))
+    earlier = seen[step.digest].earlier_worker or control.earlier_worker
+    for view in views:
+        yield replace(view, digest=step.digest, device=step.device, where=record.host, earlier_worker=earlier)
+
+
+def answers(record: Record, baseline: Record | None, bounds: Bounds) -> Iterable[StageView]:
+    """What one run of vLLM says at each of its stages, held against the unquantized model's run."""
+    first, *rest = GENERATED
+    if record.status == "fail":
+        yield StageView(
+            stage=first, status="fail", causes=_as_causes(record.causes), because=record.because()
+        )
+        yield from (StageView(stage=stage, status="blocked", because=first) for stage in rest)
         return
     trouble = _trouble(record) or _control_trouble(baseline)
     if trouble or baseline is None:
-        yield view(stage=stages[0], status="error", because=trouble)
-        yield from (view(stage=s, status="blocked", because="vLLM could not be run") for s in stages[1:])
+        yield StageView(stage=first, status="error", because=trouble)
+        yield from (StageView(stage=s, status="blocked", because="vLLM could not be run") for s in rest)
         return
-    for stage, scored in scoring.score(record.measured, baseline.measured, bounds(cell)).items():
+    for stage, scored in scoring.score(record.measured, baseline.measured, bounds).items():
         bad = [finding for finding in scored.findings if finding.severity != "note"]
-        yield view(
+        yield StageView(
             stage=stage,
             status=scored.status,
             causes=_as_causes(bad),
