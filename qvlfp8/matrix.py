@@ -124,7 +124,12 @@ def read_matrix(path: Path) -> Matrix:
         FileFormatError: unknown keys, duplicate ids, a cell, exclusion or expectation that names
             nothing, two expectations for one stage, or a label without a plain environment.
     """
-    document = Document.read(path)
+    return parse_matrix(Document.read(path))
+
+
+def parse_matrix(document: Document) -> Matrix:
+    """The matrix of a file that was read, or of a text that could become one; as :func:`read_matrix`."""
+    path = document.path
     file = document.parse(MatrixFile)
     recipes = read_recipes(path.parent / "recipes")
     for field in ("models", "quantize", "serve", "variants"):

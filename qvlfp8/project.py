@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,14 @@ class Project:
             return cls(matrix=read, store=Store(place.resolve()))
         except (OSError, RuntimeError) as error:
             raise UsageError(f"{place}: not a usable path: {error}", mend="name another (--store)") from None
+
+    @property
+    def options(self) -> str:
+        """Options of the command line that name this project and store, where they are not the usual ones."""
+        matrix, store = self.matrix.path, self.store.root
+        found = "" if matrix == Path("matrix.yaml") else f" --matrix {shlex.quote(str(matrix))}"
+        usual = (matrix.parent / ".qvlfp8").resolve()
+        return found if store == usual else f"{found} --store {shlex.quote(str(store))}"
 
     @property
     def environments(self) -> dict[str, Environment]:
@@ -143,6 +152,9 @@ class Project:
                 # It could have been: an environment that does not resolve blocks what needs it.
                 blocking -= {"resolve"}
             blocked = bool(blocking)
-            yield stage.stage, surprise(view.cell, stage, expected, blocked_as_expected=blocked)
+            yield (
+                stage.stage,
+                surprise(view.cell, stage, expected, blocked_as_expected=blocked, options=self.options),
+            )
             if any(not e.flaky for e in expected) or (expected and stage.status == "fail"):
                 failing.add(stage.stage)
