@@ -21,7 +21,7 @@ from qvlfp8 import digest
 from qvlfp8.engine import Exit
 from qvlfp8.errors import FileFormatError
 from qvlfp8.judge import Verdict, judge
-from qvlfp8.plan import Step, repeat_of
+from qvlfp8.plan import SHORT, Step, repeat_of
 from qvlfp8.results import Digest, Finding, Host, Record, RecordedStage
 from qvlfp8.yamlfile import Strict
 
@@ -40,8 +40,6 @@ class Line(Strict):
     findings: tuple[str, ...] = ()
     """Ids, for those who read the file; the rest follows from what was measured."""
     evidence: Digest
-    digest: Digest
-    """The input digest of the step that was executed."""
     asked: dict[str, str]
     """As :attr:`qvlfp8.plan.Step.asked` was then."""
     checkpoint: Digest | None = None
@@ -54,8 +52,8 @@ class Line(Strict):
     started: str
     seconds: float
     qvlfp8: str
-    sum: Digest
-    """Digest of everything else in the line."""
+    sum: str
+    """The first digits of the digest of everything else in the line."""
 
 
 class KeptRecords:
@@ -130,6 +128,10 @@ class KeptRecords:
         return {(str(raw.get("stage")), str(raw.get("subject"))): (where, raw) for where, raw in self._raw}
 
 
+def _sum(fields: Mapping[str, Any]) -> str:
+    return digest.of_json(fields)[:SHORT]
+
+
 def _parsed(where: str, raw: Mapping[str, Any]) -> Line:
     try:
         line = Line.model_validate(raw)
@@ -137,7 +139,7 @@ def _parsed(where: str, raw: Mapping[str, Any]) -> Line:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
         raise FileFormatError(f"{where}: not a record: {field}: {first['msg']}", mend=_KEEP_AGAIN) from None
-    if digest.of_json({name: value for name, value in raw.items() if name != "sum"}) != line.sum:
+    if _sum({name: value for name, value in raw.items() if name != "sum"}) != line.sum:
         raise FileFormatError(f"{where}: edited by hand: its sum is another", mend=_KEEP_AGAIN)
     return line
 
@@ -177,7 +179,7 @@ def _as_record(line: Line, verdict: Verdict, step: Step | None = None) -> Record
     return Record(
         stage=line.stage,
         subject=line.subject,
-        digest=line.digest,
+        digest=line.evidence,
         status=verdict.status,
         findings=verdict.findings,
         inputs=inputs,
@@ -202,13 +204,12 @@ def line_of(record: Record, step: Step) -> Line:
         "status": record.status,
         "findings": [finding.id for finding in record.findings],
         "evidence": step.evidence[0],
-        "digest": record.digest,
         "asked": dict(step.asked),
         "checkpoint": record.made if record.stage == "quantize" else read,
         "measured": record.measured,
         "refused": [] if record.measured else [finding.model_dump() for finding in record.findings],
         "environment": _environment(record.environment),
-        "host": record.host.model_dump(),
+        "host": record.host.model_dump() | {"system": record.host.system.split()[0]},
         "started": record.started,
         "seconds": record.seconds,
         "qvlfp8": record.qvlfp8,
@@ -216,7 +217,7 @@ def line_of(record: Record, step: Step) -> Line:
     told = {name: value for name, value in fields.items() if value not in (None, [], {})}
     plain = json.loads(_without_places(json.dumps(told, ensure_ascii=False)))
     plain["host"] = {name: value for name, value in plain["host"].items() if value is not None}
-    return Line.model_validate({**plain, "sum": digest.of_json(plain)})
+    return Line.model_validate({**plain, "sum": _sum(plain)})
 
 
 def to_text(line: Line) -> str:
@@ -233,7 +234,7 @@ def file_of(line: Line) -> str:
 
 def means_the_same(one: Line, other: Line) -> bool:
     """Whether two lines say the same, whoever executed them and when."""
-    volatile = {"digest", "environment", "host", "started", "seconds", "qvlfp8", "sum", "measured"}
+    volatile = {"environment", "host", "started", "seconds", "qvlfp8", "sum", "measured"}
     plain = one.model_dump(exclude=volatile) == other.model_dump(exclude=volatile)
     timed = "seconds"
     return plain and {k: v for k, v in one.measured.items() if k != timed} == {
@@ -252,7 +253,7 @@ def judged_today(line: Line, step: Step) -> Line:
     plain = line.model_dump(mode="json", exclude_unset=True, exclude={"sum"})
     plain |= {"status": verdict.status, "findings": list(ids)}
     plain["asked"] |= {"judgement": step.asked["judgement"]}
-    return Line.model_validate({**plain, "sum": digest.of_json(plain)})
+    return Line.model_validate({**plain, "sum": _sum(plain)})
 
 
 _TIMES = {"import_seconds", "prepare_seconds"}
