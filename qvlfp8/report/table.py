@@ -352,6 +352,9 @@ def make_table(views: Iterable[CellView]) -> Table:
 def _causes(view: StageView) -> tuple[Cause, ...]:
     if view.status == "error" or (view.status == "fail" and not view.causes):
         return (Cause(id=view.status, text=view.because),)
+    if view.status == "stale":
+        # One run of vLLM answers several stages, and is stale in all of them.
+        return () if view.stage in GENERATED[1:] else (Cause(id="stale", text=view.because),)
     return view.causes
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from qvlfp8 import digest, source
 from qvlfp8.commands.keep import keep_results
+from qvlfp8.commands.matrix import UnexpectedError, run_matrix
 from qvlfp8.engine import Batch, Job
 from qvlfp8.errors import FileFormatError, UsageError
 from qvlfp8.kept import KEPT
@@ -96,6 +97,26 @@ def test_what_is_kept_spares_no_execution(bench: Bench) -> None:
     bench.project = project
     seen, _ = bench.run(FakeEngine(script))
     assert {stage for stage, _, _ in seen.steps} == {"build", "model", *KEPT}
+
+
+def test_the_matrix_command_executes_what_is_kept_and_believes_what_it_saw(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the loader refuses what the kept lines call a pass."""
+    path = fresh(bench).matrix.path
+
+    def breaks(job: Job, batch: Batch) -> dict[str, Any] | None:
+        result = script(job, batch)
+        if result and batch.worker == "preflight":
+            result["measured"] = GOOD_PREFLIGHT | {"runner": "pooling"}
+        return result
+
+    monkeypatch.setattr("qvlfp8.commands.matrix.make_engine", lambda *_args, **_options: FakeEngine(breaks))
+    with pytest.raises(UnexpectedError, match="not-generative"):
+        run_matrix(
+            path, None, only=[], everything=True, again=False, jobs=1, engine="venv", verbose=False,
+        )  # fmt: skip
+    assert statuses(views(Project.open(path)))["preflight"] == {"fail", "blocked"}
 
 
 def test_a_records_own_store_wins(bench: Bench) -> None:

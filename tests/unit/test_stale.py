@@ -104,9 +104,13 @@ def test_a_changed_input_makes_what_it_led_to_stale_and_is_named(
             is_hit = stage.stage in hit and of in view.cell.id
             assert stage.status == ("stale" if is_hit else "pass"), (view.cell.id, stage)
             assert stage.because.startswith(named if is_hit else "")
-        stale = any(stage.status == "stale" for stage in view.stages)
-        assert make_table([view]).rows[0][1] == (("~",) if stale else ("◐",))
-        assert any("stale" in (text or "") for _, text in bench.project.surprises(view)) == stale
+        stale = [stage for stage in view.stages if stage.status == "stale"]
+        table = make_table([view])
+        assert table.rows[0][1][0].split()[0] == ("~" if stale else "◐")
+        assert [(reason.what, reason.text) for reason in table.reasons] == [
+            ("stale", s.because) for s in stale
+        ]
+        assert any("stale" in (text or "") for _, text in bench.project.surprises(view)) == bool(stale)
 
 
 def test_executed_again_it_is_current(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,5 +208,7 @@ def test_evidence_of_a_gpu_that_no_longer_stands_is_stale_and_hides_nothing(
     shown = [stage for stage in view.stages if stage.stage in GENERATED]
     assert {stage.status for stage in shown} == {"stale"}
     assert all(stage.because.startswith("exam and options has changed") for stage in shown)
-    assert make_table([view]).rows[0][1] == ("◐",)
+    table = make_table([view])
+    assert table.rows[0][1] == ("◐ a",)
+    assert [(reason.stage, reason.what) for reason in table.reasons] == [("load", "stale")]
     assert not any(text for _, text in fresh.surprises(view))
