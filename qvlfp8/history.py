@@ -45,8 +45,6 @@ class Outcome:
     because: str = ""
     stale: str = ""
     """Why its record is not current in its own run; empty for a current one."""
-    record: str = ""
-    """What tells one execution from another."""
     repeat: str = ""
     """The command that executes it again."""
 
@@ -133,11 +131,9 @@ def _kind(old: Outcome | None, new: Outcome | None) -> tuple[Kind, str] | None:
         # Neither an error nor what a failure blocked said anything that could be lost.
         why = new.because if new else ""
         return ("gone", why) if old and old.settled else None
+    # What is current in neither run is compared all the same: what both say, they say of one time.
     if new.stale and (old is None or not old.stale):
         return "stale", new.stale
-    if new.stale and old and old.record == new.record:
-        # Current in neither run: no news. Two executions are compared, however old both are.
-        return None
     if new.status == "error":
         return None if old and old.status == "error" else ("error", new.because)
     if old is None or not old.settled:

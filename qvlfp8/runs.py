@@ -141,7 +141,6 @@ def _outcomes(records: Iterable[Record], why: Why, project: Project) -> dict[Key
                 findings=tuple(finding.id for finding in record.causes),
                 because=record.because(),
                 stale=stale,
-                record=_mark(record),
                 repeat=record.repeat,
             )
         elif stage == "generate" and not subject.startswith("bf16/"):
@@ -154,11 +153,6 @@ def _outcomes(records: Iterable[Record], why: Why, project: Project) -> dict[Key
                     findings=view.findings,
                     because=view.because,
                     stale=stale,
-                    record=_mark(record),
                     repeat=record.repeat,
                 )
     return found
-
-
-def _mark(record: Record) -> str:
-    return f"{record.digest} {record.started}"

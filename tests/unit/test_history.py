@@ -18,13 +18,13 @@ from qvlfp8.runs import Run
 
 KEY = Key("lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0", "image", "NVIDIA H200")
 
-PASS = Outcome(status="pass", record="1")
-BLIND = Outcome(status="fail", findings=("blind",), because="blind: why", record="2")
-WRONG = Outcome(status="fail", findings=("sees-wrongly",), because="sees-wrongly: why", record="3")
-ERROR = Outcome(status="error", because="OutOfMemoryError: m", record="4")
-BLOCKED = Outcome(status="blocked", because="load", record="5")
-OLD_PASS = Outcome(status="pass", stale="recipe has changed since 2026", record="6")
-OLD_FAIL = Outcome(status="fail", findings=("blind",), stale="recipe has changed since 2026", record="7")
+PASS = Outcome(status="pass")
+BLIND = Outcome(status="fail", findings=("blind",), because="blind: why")
+WRONG = Outcome(status="fail", findings=("sees-wrongly",), because="sees-wrongly: why")
+ERROR = Outcome(status="error", because="OutOfMemoryError: m")
+BLOCKED = Outcome(status="blocked", because="load")
+OLD_PASS = Outcome(status="pass", stale="recipe has changed since 2026")
+OLD_FAIL = Outcome(status="fail", findings=("blind",), stale="recipe has changed since 2026")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,6 @@ outcomes = st.builds(
     status=st.sampled_from(get_args(Ended)),
     findings=st.lists(st.sampled_from(["a", "b"]), unique=True).map(tuple),
     stale=st.sampled_from(["", "why"]),
-    record=st.sampled_from("123"),
 )
 keys = st.builds(Key, st.sampled_from("xyz"), st.sampled_from(["load", "text"]), st.sampled_from(["", "GPU"]))
 runs = st.dictionaries(keys, outcomes)
@@ -124,7 +123,7 @@ def _run(name: str, outcomes: dict[Key, Outcome], note: str = "") -> Run:
 
 def test_every_form_tells_the_same_and_escapes_what_it_does_not_trust() -> None:
     hostile = Outcome(
-        status="fail", findings=("blind",), because="[red]<img src=x>@all `x` | *\x1b[31m", record="9",
+        status="fail", findings=("blind",), because="[red]<img src=x>@all `x` | *\x1b[31m",
         repeat="nox -s matrix -- --again --only 'x'",
     )  # fmt: skip
     old, new = _run("A", {KEY: PASS}), _run("B", {KEY: hostile}, "B: a note")
