@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from typing import Annotated, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from qvlfp8.environments import QuantizeEnvironment, ServeEnvironment
 from qvlfp8.recipe import Recipe, Sentence
@@ -134,6 +134,14 @@ class Expectation(Strict):
     """The transformers that the checkpoint was made with."""
     reason: Sentence
     link: Annotated[str, StringConstraints(pattern=r"^https://\S+$")] | None = None
+    flaky: bool = False
+    """Whether the finding may show or not; such a one needs a link to the issue that says why."""
+
+    @model_validator(mode="after")
+    def _flaky_has_an_issue(self) -> Expectation:
+        if self.flaky and self.link is None:
+            raise ValueError("what is flaky needs a `link` to the issue that says why")
+        return self
 
     def covers(self, cell: Cell, stage: Stage) -> bool:
         """Whether this speaks of that cell's stage."""

@@ -203,6 +203,22 @@ def table(
 
 
 @app.command()
+def diff(
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="A store, a results folder, or a git revision of this project.")
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="The same, later.")],
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: JsonOption = False,
+    matrix_file: MatrixOption = MATRIX,
+) -> int:
+    """Say what improved, regressed, is new, gone or stale in B; ends with 1 on a regression."""
+    from qvlfp8.commands.diff import show_difference
+
+    return show_difference(matrix_file, before, after, as_markdown=as_markdown, as_json=as_json)
+
+
+@app.command()
 def quantize(
     recipe: Annotated[str, typer.Argument(help="A recipe's id, such as lm-fp8.")],
     model: Annotated[
@@ -536,7 +552,7 @@ def contract_check(
     run_check(matrix_file, store, environments or [], contracts, Shown(only) if only else None)
 
 
-results_app = typer.Typer(help="Committed records of runs on GPUs, in results/.", rich_markup_mode=None)
+results_app = typer.Typer(help="Committed records, in results/.", rich_markup_mode=None)
 app.add_typer(results_app, name="results")
 
 
@@ -571,6 +587,17 @@ def results_merge(
     merge_results(stores, fill=fill or [], store=store)
 
 
+@results_app.command("keep")
+def results_keep(
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Keep what this machine has quantized, inspected and shown to vLLM's loader, as lines in results/."""
+    from qvlfp8.commands.keep import keep_results
+
+    keep_results(matrix_file, store)
+
+
 @results_app.command("report")
 def results_report(
     matrix_file: MatrixOption = MATRIX,
@@ -592,6 +619,39 @@ def nightly_issue(
     from qvlfp8.commands.nightly import write_issue
 
     write_issue(diff, out, run=run)
+
+
+expect_app = typer.Typer(help="What matrix.yaml expects of cells.", rich_markup_mode=None)
+app.add_typer(expect_app, name="expect")
+
+
+@expect_app.command("update")
+def expect_update(
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[GLOB]...", help="Cells, as of --only [default: the default slice]."),
+    ] = None,
+    everything: AllOption = False,
+    stage: Annotated[str | None, typer.Option("--stage", help="Only what this stage shows.")] = None,
+    finding: Annotated[str | None, typer.Option("--finding", metavar="ID", help="Only this finding.")] = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", help="Why it shows; a finding that nobody expected needs it.")
+    ] = None,
+    link: Annotated[str | None, typer.Option("--link", metavar="URL", help="Of the issue.")] = None,
+    flaky: Annotated[
+        bool, typer.Option("--flaky", help="It may show or not; needs --link to the issue that says why.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
+    matrix_file: MatrixOption = MATRIX,
+    store: StoreOption = None,
+) -> None:
+    """Make matrix.yaml expect what the records show: narrow or remove what no longer shows, add what does."""
+    from qvlfp8.commands.expect import update_expectations
+
+    update_expectations(
+        matrix_file, store, only or [], everything=everything, stage=stage, finding=finding, reason=reason,
+        link=link, flaky=flaky, dry_run=dry_run,
+    )  # fmt: skip
 
 
 @app.command()

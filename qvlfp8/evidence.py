@@ -2,7 +2,7 @@
 
 A record lies at ``results/ACCELERATOR/SERVE/NAME.json`` and is found by its evidence key (see
 :mod:`qvlfp8.plan`), so that a record whose recipe, model, lock, exam or options have changed since is
-not found, and never shown as current.
+not found, and never shown as current. What needs no GPU is kept beside them (:mod:`qvlfp8.kept`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from qvlfp8.errors import FileFormatError
+from qvlfp8.kept import KEPT, KeptRecords
 from qvlfp8.plan import Step
 from qvlfp8.results import Record
 
@@ -27,6 +28,7 @@ class Evidence:
     def __init__(self, root: Path, accelerator: str | None = None) -> None:
         self.root = root
         self._accelerator = accelerator
+        self.kept = KeptRecords(root)
 
     @property
     def accelerators(self) -> tuple[str, ...]:
@@ -43,6 +45,8 @@ class Evidence:
         Raises:
             FileFormatError: its file is no record, or says in one place what it denies in another.
         """
+        if step.stage in KEPT:
+            return self.kept.record(step)
         path = next((self._by_key[key] for key in step.evidence if key in self._by_key), None)
         if path is None:
             return None
@@ -50,6 +54,21 @@ class Evidence:
         if name := _contradiction(record, step):
             raise FileFormatError(f"{path}: {name} is not what its evidence key says", mend="make it anew")
         return record
+
+    def older(self, step: Step) -> Record | None:
+        """The newest record of that stage and subject that no longer stands for it; None if there is none.
+
+        Raises:
+            FileFormatError: its file is no record.
+        """
+        if step.stage in KEPT:
+            return self.kept.older(step)
+        *subject, serve = step.subject.split("/")
+        found = [self._read(path) for path in self._by_name.get((serve, f"{'~'.join(subject)}.json"), ())]
+        others = [record for record in found if record.stage == step.stage]
+        if any(record.evidence in step.evidence for record in others):
+            return None
+        return max(others, key=lambda record: record.started, default=None)
 
     def records(self) -> Iterator[tuple[Path, Record]]:
         """Every file and its record, in the order of their names.
@@ -88,6 +107,14 @@ class Evidence:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(record.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
         return path
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, str], list[Path]]:
+        """By folder and file name, which say of what a record is."""
+        found: dict[tuple[str, str], list[Path]] = {}
+        for path in self._paths():
+            found.setdefault((path.parts[-2], path.parts[-1]), []).append(path)
+        return found
 
     @cached_property
     def _by_key(self) -> dict[str, Path]:

@@ -108,10 +108,14 @@ class Matrix(Strict):
         return locks.quantize if environment.kind == "quantize" else locks.serve
 
     def bounds(self, cell: Cell) -> Bounds:
-        """How far the cell may be from BF16: each field as the last row says that names its recipe."""
+        """How far the cell may be from BF16."""
+        return self.bounds_of(cell.recipe.id)
+
+    def bounds_of(self, recipe: str) -> Bounds:
+        """How far a recipe's checkpoints may be from BF16: each field as the last row says that names it."""
         told: dict[str, Any] = {}
         for row in self.file.bounds:
-            if any(fnmatchcase(cell.recipe.id, glob) for glob in globs(row.recipes)):
+            if any(fnmatchcase(recipe, glob) for glob in globs(row.recipes)):
                 told |= row.model_dump(exclude={"recipes", "reason"}, exclude_none=True)
         return Bounds(**told)
 
@@ -132,7 +136,12 @@ def read_matrix(path: Path) -> Matrix:
         FileFormatError: unknown keys, duplicate ids, a cell, exclusion or expectation that names
             nothing, two expectations for one stage, or a label without a plain environment.
     """
-    document = Document.read(path)
+    return parse_matrix(Document.read(path))
+
+
+def parse_matrix(document: Document) -> Matrix:
+    """The matrix of a file that was read, or of a text that could become one; as :func:`read_matrix`."""
+    path = document.path
     file = document.parse(MatrixFile)
     recipes = read_recipes(path.parent / "recipes")
     for field in ("models", "quantize", "serve", "variants"):

@@ -4,20 +4,23 @@ A step's digest covers everything that can change what it measures: the worker's
 the environment it runs in, its parameters, and the digests of the steps it needs. Steps that several
 cells share (a model, a checkpoint, an environment) stand in the plan once.
 
-A run of vLLM has a second key, under which a record that was made elsewhere and committed can stand for
-it: what was asked (model, recipe, locks, exam, options), without our own source. A GPU is not at hand
-wherever a comment in a worker changes; what the record says of the checkpoint's bytes stands in it.
+What is executed has a second key, under which a record that was made elsewhere and committed can stand for
+it: what was asked (model, recipe, locks, exam, options), without our own source. A GPU is not at hand, nor is
+an hour, wherever a comment in a worker changes; what the record says of the checkpoint's bytes stands in it.
+
+``asked`` names all of it in words, our own source included, so that a record that is found by neither key can
+say which of its inputs has changed since.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from qvlfp8 import digest, source
-from qvlfp8.cells import GENERATED, Cell, Model, Stage
+from qvlfp8.cells import GENERATED, OF_CHECKPOINT, Cell, Model, Stage
 from qvlfp8.environments import Device, Environment
 from qvlfp8.results import RecordedStage
 
@@ -25,6 +28,11 @@ LockKey = tuple[str, Device]
 """Environment id, and the device that the lock is for."""
 
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+OWN_SOURCE = (" worker", "judgement", "reference source")
+"""How the names of those inputs in ``Step.asked`` end that are our own source."""
+SHORT = 16
+"""Digits of a digest that only tells whether something has changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,10 @@ class Step:
     evidence: tuple[str, ...] = ()
     """Keys of the committed records that can stand for this step: what was asked, without our own source.
     The first is that of the step's own lock; the others differ in the lock alone."""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """What its digest covers, in words: name of an input -> the first 16 digits of its digest."""
+    standing: tuple[str, ...] = ()
+    """Locks of a serve environment under which a committed record can stand, its own included, as short."""
     unresolved: str | None = None
     """Of a build: why its environment does not resolve, so that it can never be done."""
 
@@ -111,10 +123,15 @@ class _Planner:
         environment: Environment | None = None,
         params: Mapping[str, Any] | None = None,
         device: Device = "cpu",
+        asked: Mapping[str, str | None] = NOTHING,
         evidence: tuple[str, ...] = (),
+        standing: tuple[str, ...] = (),
         unresolved: str | None = None,
     ) -> Step:
         params = params or {}
+        told = {name: value for name, value in asked.items() if value is not None}
+        if told and not evidence:
+            evidence = (_key(stage, subject, told),)
         key = {
             "stage": stage,
             "inputs": dict(inputs),
@@ -131,6 +148,8 @@ class _Planner:
             needs=tuple(need.digest for need in needs),
             device=device,
             evidence=evidence,
+            asked={name: value[:SHORT] for name, value in told.items()},
+            standing=standing,
             unresolved=unresolved,
         )
         return self.steps.setdefault(step.digest, step)
@@ -167,7 +186,17 @@ class _Planner:
             needs=(self.build(cell.quantize), self.model(cell.model)),
             environment=cell.quantize,
             params={"recipe": cell.recipe.meaning, "seed": cell.recipe.calibration.seed},
+            asked={**self._checkpoint(cell), "judgement": source.of_judgement()},
         )
+
+    def _checkpoint(self, cell: Cell) -> dict[str, str | None]:
+        """What a checkpoint is made of, by name."""
+        return {
+            "recipe": digest.of_json(cell.recipe.meaning),
+            f"lock of {cell.quantize.id}": self._locks[cell.quantize.id, "cpu"],
+            "quantize worker": source.of_worker("quantize"),
+            **_model(cell.model),
+        }
 
     def inspect(self, cell: Cell) -> Step:
         quantize = self.quantize(cell)
@@ -180,9 +209,11 @@ class _Planner:
             },
             needs=(quantize,),
             params={"recipe": quantize.params["recipe"]},
+            asked={**quantize.asked, "inspect worker": source.of_worker("inspect")},
         )
 
     def preflight(self, cell: Cell) -> Step:
+        quantize = self.quantize(cell)
         return self._add(
             "preflight",
             f"{cell.checkpoint}/{cell.serve.id}",
@@ -190,9 +221,14 @@ class _Planner:
                 "worker": source.of_worker("preflight"),
                 "judgement": source.of_judgement(),
             },
-            needs=(self.build(cell.serve), self.quantize(cell)),
+            needs=(self.build(cell.serve), quantize),
             environment=cell.serve,
             params={"on_trial": True} if cell.serve.label else {},
+            asked={
+                **quantize.asked,
+                f"lock of {cell.serve.id}": self._locks[cell.serve.id, "cpu"],
+                "preflight worker": source.of_worker("preflight"),
+            },
         )
 
     def baseline(self, cell: Cell) -> Step:
@@ -222,8 +258,30 @@ class _Planner:
             environment=cell.serve,
             params=params,
             device=device,
+            asked={
+                **(self._checkpoint(cell) if recipe else _model(cell.model)),
+                f"lock of {cell.serve.id}": own,
+                "exam and options": digest.of_json(params),
+                "generate worker": source.of_worker("generate"),
+            },
             evidence=tuple(digest.of_json({**asked, "serve": lock}) for lock in locks),
+            standing=tuple(lock[:SHORT] for lock in locks if lock),
         )
+
+
+def _model(model: Model) -> dict[str, str | None]:
+    """What a model is made of, by name; one of random weights is what our source makes of its seed."""
+    own = source.of_modules("reference")
+    made: dict[str, Any] = {"seed": model.seed, "source": own}
+    if model.reference == "trained":
+        made = {"weights": source.of_trained_weights()}
+    return {"model": digest.of_json({**made, "tied": model.tie_word_embeddings}), "reference source": own}
+
+
+def _key(stage: RecordedStage, subject: str, asked: Mapping[str, str]) -> str:
+    """The key under which a committed record of a CPU step is found: all but our own source."""
+    meant = {name: value for name, value in asked.items() if not name.endswith(OWN_SOURCE)}
+    return digest.of_json({"stage": stage, "subject": subject, "asked": meant})
 
 
 def make_plan(
@@ -260,3 +318,20 @@ def make_plan(
         stages[cell.id] = {stage: step.digest for stage, step in steps.items()}
         builds[cell.id] = tuple(planner.build(one).digest for one in (cell.quantize, cell.serve))
     return Plan(cells=chosen, steps=planner.steps, stages=stages, builds=builds)
+
+
+def repeat_command(step: Step, engine: str = "venv") -> str:
+    """The one command that executes a step again."""
+    return repeat_of(step.stage, step.subject, engine)
+
+
+def repeat_of(stage: RecordedStage, subject: str, engine: str = "venv") -> str:
+    """The one command that executes a stage of a subject again."""
+    inside = " --engine docker" if engine == "docker" else ""
+    if stage in {"build", "model"}:
+        return f"nox -s matrix --{inside} --only '{subject}'"
+    subject = f"{subject}/*" if stage in OF_CHECKPOINT else subject
+    if subject.startswith("bf16/"):
+        # No cell is the unquantized model's own: it is run again with those that are compared with it.
+        subject = subject.replace("bf16/", "*/", 1)
+    return f"nox -s matrix --{inside} --again --only '{subject}'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from qvlfp8.matrix import Matrix, read_matrix
 from qvlfp8.plan import LockKey, Plan, Step, make_plan
 from qvlfp8.results import Record
 from qvlfp8.store import Store
-from qvlfp8.survey import survey
+from qvlfp8.survey import Lookup, survey
 
 if TYPE_CHECKING:
     from qvlfp8.report.table import CellView
@@ -47,6 +48,14 @@ class Project:
             return cls(matrix=read, store=Store(place.resolve()), results=results)
         except (OSError, RuntimeError) as error:
             raise UsageError(f"{place}: not a usable path: {error}", mend="name another (--store)") from None
+
+    @property
+    def options(self) -> str:
+        """Options of the command line that name this project and store, where they are not the usual ones."""
+        matrix, store = self.matrix.path, self.store.root
+        found = "" if matrix == Path("matrix.yaml") else f" --matrix {shlex.quote(str(matrix))}"
+        usual = (matrix.parent / ".qvlfp8").resolve()
+        return found if store == usual else f"{found} --store {shlex.quote(str(store))}"
 
     @property
     def environments(self) -> dict[str, Environment]:
@@ -117,11 +126,21 @@ class Project:
         """The record of a step: this machine's own, else a committed one."""
         return self.store.record(step.stage, step.digest) or self.evidence.record(step)
 
-    def views(self, plan: Plan) -> tuple[CellView, ...]:
-        """The plan's cells with what their records say."""
+    def executed(self, step: Step) -> Record | None:
+        """The record of a step that spares executing it: what needs no GPU is proven here, not trusted."""
+        own = self.store.record(step.stage, step.digest)
+        return own or (self.evidence.record(step) if step.stage == "generate" else None)
+
+    def older(self, step: Step) -> Record | None:
+        """The newest record of a step's stage and subject that is not current; this machine's first."""
+        own = self.store.older(step.stage, step.subject, than=step.digest)
+        return own or self.evidence.older(step)
+
+    def views(self, plan: Plan, lookup: Lookup | None = None) -> tuple[CellView, ...]:
+        """The plan's cells with what their records say: all there are, or those that ``lookup`` finds."""
         from qvlfp8.report.table import view_cells
 
-        return view_cells(plan, survey(plan, self.lookup), self.matrix.bounds)
+        return view_cells(plan, survey(plan, lookup or self.lookup, self.older), self.matrix.bounds)
 
     def surprises(self, view: CellView) -> Iterator[tuple[Stage, str | None]]:
         """(stage, what is not as expected or None) for each stage of a cell."""
@@ -135,6 +154,9 @@ class Project:
                 # It could have been: an environment that does not resolve blocks what needs it.
                 blocking -= {"resolve"}
             blocked = bool(blocking)
-            yield stage.stage, surprise(view.cell, stage, expected, blocked_as_expected=blocked)
-            if expected:
+            yield (
+                stage.stage,
+                surprise(view.cell, stage, expected, blocked_as_expected=blocked, options=self.options),
+            )
+            if any(not e.flaky for e in expected) or (expected and stage.status == "fail"):
                 failing.add(stage.stage)

@@ -78,7 +78,7 @@ class Record(Strict):
     @property
     def elsewhere(self) -> bool:
         """Whether it was executed on another machine: it read nothing of this store."""
-        return self.stage == "generate" and not self.read
+        return self.stage in {"quantize", "inspect", "preflight", "generate"} and not self.read
 
     @property
     def causes(self) -> tuple[Finding, ...]:

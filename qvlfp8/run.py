@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8 import __version__, checkpoint, digest, reference
-from qvlfp8.cells import OF_CHECKPOINT
 from qvlfp8.engine import Batch, Engine, Exit, Job
 from qvlfp8.environments import Device, Environment
 from qvlfp8.errors import LockError, QvlError, StoreWriteError
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock
-from qvlfp8.plan import LockKey, Plan, Step
+from qvlfp8.plan import LockKey, Plan, Step, repeat_command
 from qvlfp8.results import Fault, Host, Record
 from qvlfp8.store import LOG, Store, writing
 from qvlfp8.survey import Lookup, survey
@@ -396,6 +395,7 @@ class Runner:
             inputs={
                 **step.inputs,
                 "params": dict(step.params),
+                "asked": dict(step.asked),
                 "needs": list(step.needs),
                 "lock": lock,
             },
@@ -424,18 +424,6 @@ def digest_of_what_was_made(scratch: Path) -> str | None:
         if (scratch / name).is_dir():
             return checkpoint.folder_digest(scratch / name)
     return None
-
-
-def repeat_command(step: Step, engine: str = "venv") -> str:
-    """The one command that executes a step again."""
-    inside = " --engine docker" if engine == "docker" else ""
-    if step.stage in {"build", "model"}:
-        return f"nox -s matrix --{inside} --only '{step.subject}'"
-    subject = f"{step.subject}/*" if step.stage in OF_CHECKPOINT else step.subject
-    if subject.startswith("bf16/"):
-        # No cell is the unquantized model's own: it is run again with those that are compared with it.
-        subject = subject.replace("bf16/", "*/", 1)
-    return f"nox -s matrix --{inside} --again --only '{subject}'"
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:

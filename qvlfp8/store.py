@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ from qvlfp8.results import Record, RecordedStage
 
 RECORD = "record.json"
 LOG = "log.txt"
+
+_SUBJECT = re.compile(rb'"subject": *("(?:[^"\\]|\\.)*")')
 
 _CANNOT_WRITE = {
     errno.ENOSPC,
@@ -74,6 +78,7 @@ class Store:
         self.root = root
         self.tmp = root / "tmp"
         self.environments = root / "environments"
+        self._subjects: dict[RecordedStage, dict[str, list[str]]] = {}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -126,6 +131,24 @@ class Store:
             ):
                 yield found
 
+    def older(self, stage: RecordedStage, subject: str, *, than: str) -> Record | None:
+        """The newest record of that stage and subject under another digest; an ``error`` says nothing."""
+        digests = self._digests_of(stage).get(subject, [])
+        found = (self.record(stage, digest) for digest in digests if digest != than)
+        said = [record for record in found if record and record.status != "error"]
+        return max(said, key=lambda record: record.started, default=None)
+
+    def _digests_of(self, stage: RecordedStage) -> dict[str, list[str]]:
+        """Subject -> digests of its entries, from the first lines of each: most are never read whole."""
+        if stage not in self._subjects:
+            found = self._subjects.setdefault(stage, {})
+            for path in self.root.glob(f"steps/{stage}/*/{RECORD}"):
+                with path.open("rb") as stream:
+                    subject = _SUBJECT.search(stream.read(1024))
+                if subject:
+                    found.setdefault(json.loads(subject[1]), []).append(path.parts[-2])
+        return self._subjects[stage]
+
     def scratch(self, name: str) -> Path:
         """A new empty folder on the store's file system.
 
@@ -154,6 +177,7 @@ class Store:
             if target.exists():
                 target.rename(self.tmp / f"replaced-{record.stage}-{record.digest}")
             made.rename(target)
+            self._subjects.pop(record.stage, None)
             _sync_folder(target.parent)
 
 

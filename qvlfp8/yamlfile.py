@@ -37,11 +37,13 @@ class Strict(BaseModel):
 
 
 class Document:
-    """A parsed YAML file: its plain ``data`` and the line of each location in it."""
+    """A parsed YAML file: its ``text``, its plain ``data``, and where in it each location is."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
+        self.text = text
         self._lines: dict[Location, int] = {}
+        self._spans: dict[Location, tuple[int, int]] = {}
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -76,7 +78,9 @@ class Document:
             raise FileFormatError(f"{path}: cannot be read: {error}") from None
         return cls(path, text)
 
-    def _walk(self, node: yaml.Node, location: Location) -> None:
+    def _walk(self, node: yaml.Node, location: Location) -> int:
+        """Note where a node and what is in it stand; returns where its own text ends."""
+        end: int = node.end_mark.index
         self._lines.setdefault(location, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
@@ -86,10 +90,24 @@ class Document:
                 if key.value in seen:
                     raise self.error(here, "the key stands twice", mend="keep one of the two")
                 seen.add(key.value)
-                self._walk(value, here)
+                last = self._walk(value, here)
+                end = end if node.flow_style else last
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
-                self._walk(value, (*location, index))
+                last = self._walk(value, (*location, index))
+                end = end if node.flow_style else last
+        # What ends with a line, such as a folded text, ends where its last word does.
+        end = node.start_mark.index + len(self.text[node.start_mark.index : end].rstrip())
+        self._spans[location] = (node.start_mark.index, end)
+        return end
+
+    def span(self, location: Location) -> tuple[int, int]:
+        """Where in ``text`` a value starts and ends, in characters.
+
+        Raises:
+            KeyError: the file has no such location.
+        """
+        return self._spans[location]
 
     def line(self, location: Iterable[int | str]) -> int:
         """The line (1-based) of a location, or of its nearest parent that the file has."""

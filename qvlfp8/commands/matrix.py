@@ -57,7 +57,7 @@ def run_matrix(
         plan, _ = execute(
             project, cells, progress, engine=engine, again=again, evidence=evidence, jobs=jobs, faults=faults
         )
-    views = project.views(plan)
+    views = project.views(plan, project.executed)
     _publish(project, views)
     print_table(Console(), views)
     console.print(_summary(project, plan, views), markup=False, highlight=False, soft_wrap=True)
@@ -103,7 +103,7 @@ def execute(
         environments=project.environments,
         locks=locks,
         progress=progress,
-        lookup=project.lookup if evidence else None,
+        lookup=project.executed if evidence else None,
         devices=devices(),
         again=again,
     )
@@ -113,7 +113,7 @@ def execute(
         return plan, running_in
     if runner.faults:
         raise runner.faults[0]
-    raise_for_errors(project.views(plan))
+    raise_for_errors(project.views(plan, project.executed))
     return plan, running_in
 
 

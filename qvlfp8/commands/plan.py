@@ -23,7 +23,7 @@ def show_plan(
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
     plan = project.plan(cells, project.locks(cells))
-    cached = {digest for digest, seen in survey(plan, project.lookup).items() if seen.final}
+    cached = {digest for digest, seen in survey(plan, project.executed).items() if seen.final}
     asked = select((cell for cell, _ in project.matrix.excluded), only=only, everything=everything)
     excluded = [(cell.id, reason) for cell, reason in project.matrix.excluded if cell in asked]
     left_out = [*excluded, *_not_asked(project, cells, only)]

@@ -13,11 +13,11 @@ from qvlfp8.evidence import Evidence
 from qvlfp8.importing import Expected, Imported, Rejected, expected_of, read_results
 from qvlfp8.judge import judge
 from qvlfp8.locks import Lock
-from qvlfp8.plan import LockKey, Plan, Step
+from qvlfp8.plan import LockKey, Plan, Step, repeat_command
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import write_pages
 from qvlfp8.results import Fault, Record
-from qvlfp8.run import TIME_LIMIT_S, repeat_command
+from qvlfp8.run import TIME_LIMIT_S
 from qvlfp8.store import Store
 from qvlfp8.truth import TRUTH_PER_TASK, session
 from qvlfp8.truth.asking import WORKER, Asking, asking, find_cells
@@ -121,7 +121,12 @@ def _record(step: Step, imported: Imported) -> Record:
         subject=step.subject,
         digest=step.digest,
         status=verdict.status,
-        inputs={**step.inputs, "params": dict(step.params), "needs": list(step.needs)},
+        inputs={
+            **step.inputs,
+            "params": dict(step.params),
+            "asked": dict(step.asked),
+            "needs": list(step.needs),
+        },
         environment={**result.get("environment", {}), **imported.facts, "engine": "bundle"},
         host=imported.host,
         started=imported.started,

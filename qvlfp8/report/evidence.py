@@ -59,7 +59,8 @@ _HEAD = """\
 Each record is one run of vLLM on a GPU: `ACCELERATOR/VLLM/CHECKPOINT.json` names the GPU, driver, versions,
 digests, every question and every answer. All were asked the same exam (seed {seed}, {per_task} questions a
 task, those of sight with two pictures each), and are held against the unquantized model in the same vLLM.
-What `inspect` and `preflight` say of the same checkpoints needs no GPU, and is repeated by `nox -s matrix`.
+What `inspect` and `preflight` say of the same checkpoints needs no GPU: it is kept in `checkpoints/` and
+`loaders/`, and `nox -s matrix` executes it anew.
 `ACCELERATOR/README.md` says how the runs were made.
 """
 

@@ -44,6 +44,8 @@ class StageView:
     measured: Mapping[str, Any] = field(default_factory=dict)
     earlier_worker: bool = False
     """It was executed elsewhere, by a worker whose source has changed since; :attr:`remark` says so."""
+    older: bool = False
+    """Of a stale one: there is nothing but a record of something else than what is asked now."""
 
     @property
     def remark(self) -> str:
@@ -52,8 +54,8 @@ class StageView:
 
     @property
     def excused(self) -> bool:
-        """Whether it was not run because this machine cannot."""
-        return self.status == "not run" and self.device == "cuda"
+        """Whether it was not run, as it is now, because this machine cannot."""
+        return self.device == "cuda" and (self.status == "not run" or self.older)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -166,11 +168,13 @@ def _unexecuted(plan: Plan, seen: Mapping[str, Seen], step: Step, stage: Stage) 
     view = partial(StageView, stage=stage, digest=step.digest, device=step.device)
     if failed is not None and not (failed.stage == "build" and found.record):
         return view(status="blocked", because=f"{failed.stage} of {failed.subject}: {failed.because()}")
+    if found.record is None and found.stale:
+        return view(status="stale", because=found.because, older=True)
     if found.record is None:
         needs = "it needs an NVIDIA GPU, or a committed record of one" if step.device == "cuda" else ""
         return view(status="not run", because=needs)
     if found.stale:
-        return view(status="stale", because="what it was executed on has been made anew since, and differs")
+        return view(status="stale", because=found.because)
     return None
 
 
@@ -189,29 +193,33 @@ def _generated(
         return
     control = seen[plan.baseline(cell).digest]
     baseline = control.record
-    view = partial(
-        StageView,
-        digest=step.digest,
-        device=step.device,
-        where=record.host,
-        earlier_worker=seen[step.digest].earlier_worker or control.earlier_worker,
-    )
-    if record.status == "fail":
-        yield view(stage=stages[0], status="fail", causes=_as_causes(record.causes), because=record.because())
-        yield from (view(stage=s, status="blocked", because="load") for s in stages[1:])
-        return
-    if baseline is not None and control.elsewhere != seen[step.digest].elsewhere:
+    if record.status != "fail" and baseline is not None and control.elsewhere != seen[step.digest].elsewhere:
         because = "the unquantized model was run anew since, on this machine; the checkpoint on another"
-        yield from (view(stage=stage, status="stale", because=because) for stage in stages)
+        views = [StageView(stage=stage, status="stale", because=because) for stage in stages]
+    else:
+        views = list(answers(record, baseline, bounds(cell)))
+    earlier = seen[step.digest].earlier_worker or control.earlier_worker
+    for view in views:
+        yield replace(view, digest=step.digest, device=step.device, where=record.host, earlier_worker=earlier)
+
+
+def answers(record: Record, baseline: Record | None, bounds: Bounds) -> Iterable[StageView]:
+    """What one run of vLLM says at each of its stages, held against the unquantized model's run."""
+    first, *rest = GENERATED
+    if record.status == "fail":
+        yield StageView(
+            stage=first, status="fail", causes=_as_causes(record.causes), because=record.because()
+        )
+        yield from (StageView(stage=stage, status="blocked", because=first) for stage in rest)
         return
     trouble = _trouble(record) or _control_trouble(baseline)
     if trouble or baseline is None:
-        yield view(stage=stages[0], status="error", because=trouble)
-        yield from (view(stage=s, status="blocked", because="vLLM could not be run") for s in stages[1:])
+        yield StageView(stage=first, status="error", because=trouble)
+        yield from (StageView(stage=s, status="blocked", because="vLLM could not be run") for s in rest)
         return
-    for stage, scored in scoring.score(record.measured, baseline.measured, bounds(cell)).items():
+    for stage, scored in scoring.score(record.measured, baseline.measured, bounds).items():
         bad = [finding for finding in scored.findings if finding.severity != "note"]
-        yield view(
+        yield StageView(
             stage=stage,
             status=scored.status,
             causes=_as_causes(bad),
@@ -270,7 +278,7 @@ LEGEND = (
     ),
     ("✗", "fails, by the causes that the letters name"),
     ("!", "error: the machine's or the harness's fault, not the checkpoint's"),
-    ("~", "stale: what it was executed on has changed since"),
+    ("~", "stale: what it was executed on, or by, has changed since"),
     ("▪", "blocked: an earlier stage failed"),
     ("·", "not run"),
 )
@@ -343,6 +351,9 @@ def make_table(views: Iterable[CellView]) -> Table:
 def _causes(view: StageView) -> tuple[Cause, ...]:
     if view.status == "error" or (view.status == "fail" and not view.causes):
         return (Cause(id=view.status, text=view.because),)
+    if view.status == "stale":
+        # One run of vLLM answers several stages, and is stale in all of them.
+        return () if view.stage in GENERATED[1:] else (Cause(id="stale", text=view.because),)
     return view.causes
 
 

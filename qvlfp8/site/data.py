@@ -15,7 +15,6 @@ from qvlfp8.report.table import CellView, view_cells
 from qvlfp8.results import Record
 from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
-from qvlfp8.site.stale import outdated, with_stale
 from qvlfp8.site.untrusted import excerpt
 from qvlfp8.store import LOG
 from qvlfp8.survey import survey
@@ -134,22 +133,19 @@ def gather(project: Project) -> Site:
     """
     cells = project.cells(everything=True)
     plan = project.plan(cells, project.locks(cells))
-    seen = survey(plan, project.lookup)
-    committed = (record for _, record in project.evidence.records())
-    old = outdated([*project.store.records(), *committed], plan)
-    replaced = {record.digest: record for record in old.values()}
+    seen = survey(plan, project.lookup, project.older)
     current = {digest: found.record for digest, found in seen.items() if found.record}
     elsewhere = _elsewhere(project)
     made = []
     for view in view_cells(plan, seen, project.matrix.bounds):
-        shown = with_stale(view, plan, old)
         records = {
             stage.stage: record
-            for stage in shown.stages
+            for stage in view.stages
             if stage.status in {"pass", "fail", "error", "stale"}
-            and (record := current.get(stage.digest) or replaced.get(stage.digest)) is not None
+            and stage.digest
+            and (record := current.get(stage.digest) or project.older(plan.steps[stage.digest])) is not None
         }
-        made.append(_cell(plan, shown, records, current, elsewhere.get(shown.cell.id, {})))
+        made.append(_cell(plan, view, records, current, elsewhere.get(view.cell.id, {})))
     return Site(project=project, plan=plan, cells=tuple(made))
 
 

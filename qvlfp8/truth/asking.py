@@ -106,7 +106,7 @@ def asking(
     made: dict[str, str] = {}
     folders: dict[str, Path] = {}
     for name, step in steps.items():
-        record = project.lookup(step)
+        record = project.executed(step)
         if record is None or record.made is None:
             return None
         made[name] = record.made

@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     project = Project.open(config.getoption("--matrix"), config.getoption("--store"))
     cells = project.cells(only=config.getoption("--only"), everything=config.getoption("--all"))
     surprises: dict[str, str | None] = {}
-    for view in project.views(project.plan(cells, project.locks(cells))):
+    for view in project.views(project.plan(cells, project.locks(cells)), project.executed):
         for stage, surprise in project.surprises(view):
             subject = view.cell.subject(stage)
             surprises[f"{subject}-{stage}"] = surprise
