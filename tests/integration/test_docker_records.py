@@ -5,7 +5,6 @@ Slow: real ModelOpt and real vLLM code are imported twice each, and images are b
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import time
@@ -91,15 +90,10 @@ def test_quantizing_ones_own_model_gives_the_same_checkpoint(sandbox: Sandbox, s
 
 
 def spoilt_coco(folder: Path) -> Path:
-    """Forty pictures with captions, of which 37 can be used."""
-    write_coco(folder, pictures=40, seed=0)
-    captions = folder / "annotations" / "captions_train2017.json"
-    content = json.loads(captions.read_text())
-    picture = folder / "train2017" / content["images"][0]["file_name"]
+    """Twelve pictures with captions, one of them broken."""
+    write_coco(folder, pictures=12, seed=0)
+    picture = folder / "train2017" / "000000000001.png"
     picture.write_bytes(picture.read_bytes()[:500])
-    content["annotations"][1]["caption"] = "  "
-    content["annotations"][2]["caption"] = "a <|image_pad|> that is none"
-    captions.write_text(json.dumps(content))
     return folder
 
 
@@ -108,17 +102,16 @@ def test_a_data_set_of_ones_own_is_shown_to_the_container_and_gives_the_same_che
 ) -> None:
     model, coco = sandbox.root / "model", spoilt_coco(sandbox.root / "coco")
     reference.write_trained(model, tied=True)
-    before = running(docker_client)
-    made, calibration, mounts = {}, {}, []
+    made, calibration = {}, {}
+    mounts: list[dict[str, Any]] = []
     for engine in ("docker", "venv"):
         out = sandbox.root / engine
         process = sandbox.start(
             "quantize", "lm-fp8-image-calib", "--model", str(model), "--out", str(out), "--engine", engine,
-            "--dataset", f"coco:{coco}", "--samples", "37",
+            "--dataset", f"coco:{coco}", "--samples", "11",
         )  # fmt: skip
         if engine == "docker":
-            (container,) = appeared(docker_client, process, before)
-            mounts = docker_client.containers.get(container).attrs["Mounts"]
+            mounts = mounts_of_step(docker_client, sandbox.root, process)
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         record = Record.model_validate_json((out / "qvlfp8-record.json").read_text())
@@ -135,10 +128,8 @@ def test_a_data_set_of_ones_own_is_shown_to_the_container_and_gives_the_same_che
     assert not [place for place in shown if Path(place) in (coco, *coco.parents)], "more than it reads"
     assert made["docker"] == made["venv"]
     assert calibration["docker"] == calibration["venv"]
-    assert (calibration["docker"]["samples"], calibration["docker"]["images"]) == (37, 37)
-    assert calibration["docker"]["dataset"]["skipped"] == {
-        "broken picture": 1, "empty text": 1, "text with the model's own marks": 1,
-    }  # fmt: skip
+    assert (calibration["docker"]["samples"], calibration["docker"]["images"]) == (11, 11)
+    assert calibration["docker"]["dataset"]["skipped"] == {"broken picture": 1}
 
 
 def test_a_model_of_the_hubs_cache(sandbox: Sandbox, says: Says) -> None:
@@ -161,18 +152,20 @@ def test_a_model_of_the_hubs_cache(sandbox: Sandbox, says: Says) -> None:
     assert (out / "model.safetensors").exists()
 
 
-def running(client: DockerClient) -> set[str]:
-    """The ids of the containers in which steps run."""
+def mounts_of_steps(client: DockerClient, root: Path) -> list[list[dict[str, Any]]]:
+    """The mounts of each container in which a step runs for a sandbox."""
     found = client.containers.list(filters={"label": f"{KIND}={STEP}"}, sparse=True)
-    return {str(container.id) for container in found}
+    mounts = [container.attrs["Mounts"] for container in found]
+    return [one for one in mounts if any(Path(mount["Source"]).is_relative_to(root) for mount in one)]
 
 
-def appeared(client: DockerClient, process: subprocess.Popen[str], before: set[str]) -> set[str]:
-    """Wait until the process has a step running; the ids of what was not there before."""
-    while running(client) <= before:
+def mounts_of_step(client: DockerClient, root: Path, process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """Those of the one step that the process runs, once it runs it."""
+    while not (found := mounts_of_steps(client, root)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    return running(client) - before
+    (mounts,) = found
+    return mounts
 
 
 def test_an_interrupt_leaves_no_container_and_no_output(
@@ -181,13 +174,12 @@ def test_an_interrupt_leaves_no_container_and_no_output(
     model = sandbox.root / "model"
     reference.write_trained(model, tied=True)
     out = sandbox.root / "made"
-    before = running(docker_client)
     process = sandbox.start(
         "quantize", "lm-fp8", "--model", str(model), "--out", str(out), "--engine", "docker"
     )
-    appeared(docker_client, process, before)
+    mounts_of_step(docker_client, sandbox.root, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_INTERRUPTED, errors
-    assert running(docker_client) <= before
+    assert not mounts_of_steps(docker_client, sandbox.root)
     assert not [path for path in sandbox.root.iterdir() if path.name.startswith(("made", ".qvlfp8-"))]
