@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8 import structure
-from qvlfp8.commands.explain import NOT
 from qvlfp8.conformance import KV_SCALES, SCALES
+from qvlfp8.explained import NOT
 from qvlfp8.reference.architecture import model_config
 from qvlfp8.worker.contract import write_headers
 

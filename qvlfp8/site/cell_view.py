@@ -8,10 +8,10 @@ from typing import Any
 
 from qvlfp8.cells import GENERATED, Stage
 from qvlfp8.observed import named_version
+from qvlfp8.plan import repeat_command
 from qvlfp8.report import proof
 from qvlfp8.report.table import StageView, difference
 from qvlfp8.results import Record, Status
-from qvlfp8.run import repeat_command
 from qvlfp8.site import chart
 from qvlfp8.site.data import Site, SiteCell, record_name
 from qvlfp8.site.matrix_view import producer
