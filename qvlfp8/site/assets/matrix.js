@@ -32,13 +32,13 @@
       const mark = td.firstElementChild;
       if (!mark) return;
       const [far, dagger] = [mark.querySelector("i"), mark.textContent.includes("†")];
-      const word = mark.firstChild.textContent;
+      const word = mark.firstChild.textContent.replace("†", "").trim();
       const cell = { td, mark, row, column, out: mark.classList[1], gpu: listed(td.dataset.g), finding: listed(td.dataset.f) };
       cell.stage = listed(td.dataset.s);
       const findings = cell.finding.map((index) => place.finding[index]).join(" ");
       const hardware = cell.gpu.map((index) => place.gpu[index]).join(" ");
       cell.text = `${told} vllm ${columns[column]} ${word} ${cell.stage.map((i) => place.stage[i])} ${findings} ${hardware}`.toLowerCase();
-      const passed = far ? `, passed ${far.textContent.replace("†", "").trim()}` : "";
+      const passed = far ? `, passed ${far.textContent}` : "";
       mark.setAttribute("aria-label", `${word}${passed}: ${name} in vLLM ${columns[column]}${dagger ? ", by an earlier worker" : ""}`);
       if (mark.tagName !== "A") mark.setAttribute("role", "img");
       mark.tabIndex = -1;
