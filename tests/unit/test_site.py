@@ -21,7 +21,7 @@ from qvlfp8.project import Project
 from qvlfp8.report.table import Cause, CellView, StageView
 from qvlfp8.results import Status
 from qvlfp8.scoring import Bounds
-from qvlfp8.site import chart, rendering
+from qvlfp8.site import chart, compatibility, rendering
 from qvlfp8.site.cell_view import ExamShown
 from qvlfp8.site.data import Site, SiteCell, gather
 from qvlfp8.site.files import site_files
@@ -448,3 +448,10 @@ def test_the_template_engine_is_loaded_for_publishing_alone() -> None:
     code = f"import sys, {modules}; print('jinja2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
+
+
+def test_the_committed_table_in_words_is_made_of_the_committed_records(tmp_path: Path) -> None:
+    project = Project.open(ROOT / "matrix.yaml", tmp_path)
+    committed = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    mend = "qvlfp8 publish --store EMPTY --out SITE && cp SITE/COMPATIBILITY.md docs/compatibility.md"
+    assert compatibility.page(lay_out(gather(project))) == committed, mend
