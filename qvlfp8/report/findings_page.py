@@ -19,9 +19,9 @@ _HEAD = """\
 # Findings
 
 Every cause that qvlfp8 can name. This page is printed by `qvlfp8 findings --markdown`, not edited. "Seen in"
-is derived from the committed records of runs on GPUs (`results/`) and from locks that do not resolve; a
-finding without it was not seen there. `qvlfp8 findings ID` adds what was executed on your machine, and
-`qvlfp8 diagnose LOGFILE` finds these causes in a log.
+is derived from the committed records in `results/` (runs on GPUs, vLLM's own loaders, checkpoints) and from
+locks that do not resolve; a finding without it was not seen there. `qvlfp8 findings ID` adds what was
+executed on your machine, and `qvlfp8 diagnose LOGFILE` finds these causes in a log.
 """
 
 

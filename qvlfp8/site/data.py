@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from qvlfp8.cells import GENERATED, Cell, Stage
@@ -137,7 +137,8 @@ def gather(project: Project) -> Site:
     current = {digest: found.record for digest, found in seen.items() if found.record}
     elsewhere = _elsewhere(project)
     made = []
-    for view in view_cells(plan, seen, project.matrix.bounds):
+    for own in view_cells(plan, seen, project.matrix.bounds):
+        view = own
         records = {
             stage.stage: record
             for stage in view.stages
@@ -145,30 +146,49 @@ def gather(project: Project) -> Site:
             and stage.digest
             and (record := current.get(stage.digest) or project.older(plan.steps[stage.digest])) is not None
         }
-        made.append(_cell(plan, view, records, current, elsewhere.get(view.cell.id, {})))
+        step = plan.step(view.cell, "load") if "load" in plan.stages[view.cell.id] else None
+        baseline = current.get(plan.baseline(view.cell).digest) if step and "load" in records else None
+        runs = elsewhere.get(view.cell.id, {})
+        if "load" not in records and runs:
+            # Another accelerator has more records of this vLLM, and none of this cell.
+            run = next(iter(runs.values()))
+            view = _with_run(view, run.view)
+            records = {**records, **dict.fromkeys(_answered(run.view), run.record)}
+            baseline = run.baseline
+        made.append(_cell(view, records, baseline, runs))
     return Site(project=project, plan=plan, cells=tuple(made))
 
 
+def _with_run(view: CellView, run: CellView) -> CellView:
+    """A cell with the stages of another view's run."""
+    ran = {stage.stage: stage for stage in run.stages if stage.stage in GENERATED}
+    return replace(view, stages=tuple(ran.get(stage.stage, stage) for stage in view.stages))
+
+
+def _answered(run: CellView) -> Iterator[Stage]:
+    """The stages of a run that its record speaks of."""
+    for stage in run.stages:
+        if stage.stage in GENERATED and stage.status in {"pass", "fail", "error"}:
+            yield stage.stage
+
+
 def _cell(
-    plan: Plan,
     view: CellView,
     records: Mapping[Stage, Record],
-    current: Mapping[str, Record],
-    elsewhere: Mapping[str, tuple[CellView, Record]],
+    baseline: Record | None,
+    elsewhere: Mapping[str, _Run],
 ) -> SiteCell:
     cell = view.cell
     load = records.get("load")
-    step = plan.step(cell, "load") if "load" in plan.stages[cell.id] else None
-    baseline = current.get(plan.baseline(cell).digest) if step and load else None
     here = load.host.accelerator if load else None
     others = [
         Elsewhere(
-            view=other,
-            outcome=outcome(other),
-            record=record,
-            agrees=judged_marks(other) == judged_marks(view),
+            view=run.view,
+            outcome=outcome(run.view),
+            record=run.record,
+            agrees=judged_marks(run.view) == judged_marks(view),
         )
-        for name, (other, record) in elsewhere.items()
+        for name, run in elsewhere.items()
         if name != here
     ]
     return SiteCell(
@@ -177,7 +197,7 @@ def _cell(
         outcome=outcome(view),
         furthest=furthest(view),
         executed=executed(view),
-        earlier=any(stage.earlier_worker for stage in view.stages),
+        earlier=any(stage.earlier_worker for stage in view.stages if stage.stage in GENERATED),
         records=records,
         baseline=baseline,
         notes=tuple(_notes(view, records)),
@@ -194,11 +214,20 @@ def _notes(view: CellView, records: Mapping[Stage, Record]) -> Iterator[tuple[St
                     yield stage.stage, name
 
 
-def _elsewhere(project: Project) -> Mapping[str, Mapping[str, tuple[CellView, Record]]]:
-    """Cell id -> accelerator -> what its run there says."""
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A cell on one accelerator: what its run says, its record, and that of the unquantized model there."""
+
+    view: CellView
+    record: Record
+    baseline: Record | None
+
+
+def _elsewhere(project: Project) -> Mapping[str, Mapping[str, _Run]]:
+    """Cell id -> accelerator -> its run there."""
     subjects = {record.subject for _, record in project.evidence.records()}
     cells = [cell for cell in project.matrix.cells if cell.id in subjects]
-    found: dict[str, dict[str, tuple[CellView, Record]]] = {}
+    found: dict[str, dict[str, _Run]] = {}
     if not cells:
         return found
     plan = project.plan(cells, project.locks(cells))
@@ -207,5 +236,7 @@ def _elsewhere(project: Project) -> Mapping[str, Mapping[str, tuple[CellView, Re
         for view in view_cells(plan, seen, project.matrix.bounds):
             record = seen[plan.step(view.cell, "load").digest].record
             if record is not None:
-                found.setdefault(view.cell.id, {})[record.host.accelerator or "CPU"] = (view, record)
+                baseline = seen[plan.baseline(view.cell).digest].record
+                run = _Run(view=view, record=record, baseline=baseline)
+                found.setdefault(view.cell.id, {})[record.host.accelerator or "CPU"] = run
     return found

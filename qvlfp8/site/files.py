@@ -15,7 +15,7 @@ from qvlfp8.site.badges import Badge, badge_of
 from qvlfp8.site.cell_view import ExamShown, make_page
 from qvlfp8.site.data import Site, SiteCell, record_name
 from qvlfp8.site.finding_view import FindingPage, make_pages
-from qvlfp8.site.matrix_view import Matrix, lay_out
+from qvlfp8.site.matrix_view import Matrix, lay_out, producer
 from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import MEANINGS, WORDS
 from qvlfp8.site.untrusted import without_paths
@@ -52,7 +52,10 @@ def _texts(
     base: str,
     schema: str,
 ) -> Iterator[tuple[str, str]]:
-    yield "index.html", rendering.render("index.html", here="matrix", matrix=matrix, words=WORDS)
+    yield (
+        "index.html",
+        rendering.render("index.html", here="matrix", matrix=matrix, words=WORDS, producer=producer),
+    )
     yield from _cells(site, matrix, exam)
     yield "findings.html", rendering.render("findings.html", here="findings", pages=findings)
     for page in findings:

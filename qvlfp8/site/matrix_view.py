@@ -81,6 +81,14 @@ class Legend:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seeing:
+    """What sees in one vLLM: of each recipe the cell by the newest producer that does."""
+
+    version: str
+    cells: tuple[SiteCell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Matrix:
     """All of it."""
 
@@ -90,7 +98,10 @@ class Matrix:
     legend: tuple[Legend, ...]
     cells: int
     executed: int
+    run: int
+    """Cells of which vLLM was run."""
     earlier: int
+    seeing: tuple[Seeing, ...]
 
     @cached_property
     def _places(self) -> Mapping[str, Mapping[str, int]]:
@@ -128,13 +139,15 @@ def lay_out(site: Site) -> Matrix:
             Group(recipe=name, description=site.project.matrix.recipes[name].description, rows=_sorted(found))
             for name, found in sorted(groups.items(), key=lambda item: (item[0] not in usual, item[0]))
         ),
-        filters=tuple(_filters(site.cells)),
+        filters=tuple(_filters(site.cells, [named_version(serve) for serve in ordered])),
         legend=tuple(
             Legend(outcome=one, word=WORDS[one], meaning=MEANINGS[one], cells=counts[one]) for one in OUTCOMES
         ),
         cells=len(site.cells),
         executed=sum(cell.executed for cell in site.cells),
+        run=sum(bool(cell.hardware) for cell in site.cells),
         earlier=sum(cell.earlier for cell in site.cells),
+        seeing=tuple(_seeing(site.cells, ordered)),
     )
 
 
@@ -156,6 +169,23 @@ def _row(first: Cell, cells: Mapping[str, SiteCell], serves: Sequence[ServeEnvir
     )
 
 
+def _seeing(cells: Sequence[SiteCell], serves: Sequence[ServeEnvironment]) -> Iterator[Seeing]:
+    for serve in serves:
+        newest: dict[str, SiteCell] = {}
+        for one in cells:
+            if one.outcome != "sees" or one.cell.serve != serve or one.cell.variant.id != PLAIN.id:
+                continue
+            known = newest.get(one.cell.recipe.id)
+            if known is None or _made_before(known.cell, one.cell):
+                newest[one.cell.recipe.id] = one
+        if newest:
+            yield Seeing(version=named_version(serve), cells=tuple(newest.values()))
+
+
+def _made_before(one: Cell, other: Cell) -> bool:
+    return one.quantize.version < other.quantize.version
+
+
 def producer(cell: Cell) -> str:
     """Who made its checkpoint, in words: ``ModelOpt 0.41.0``, ``ModelOpt 0.41.0 transformers-5``."""
     label = f" {cell.quantize.label}" if cell.quantize.label else ""
@@ -171,7 +201,9 @@ def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(sorted(listed, key=lambda row: (order[row.checkpoint], row.variant != "")))
 
 
-def _filters(cells: Sequence[SiteCell]) -> Iterator[Filter]:
+def _filters(cells: Sequence[SiteCell], columns: Sequence[str]) -> Iterator[Filter]:
+    # The script takes a choice's place for its column.
+    yield _filter("vllm", "vLLM", ((named_version(cell.cell.serve),) for cell in cells), order=columns)
     yield _filter("by", "Quantized by", ((producer(cell.cell),) for cell in cells), by_version=True)
     yield _filter(
         "tf", "transformers", ((cell.cell.quantize.transformers,) for cell in cells), by_version=True

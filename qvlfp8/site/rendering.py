@@ -37,6 +37,14 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.filters["slug"] = slug
 
 
+def _sentence(text: str) -> str:
+    """With a capital at its beginning, unless that is a name."""
+    return text if text.startswith("vLLM") else text[:1].upper() + text[1:]
+
+
+_ENVIRONMENT.filters["sentence"] = _sentence
+
+
 def render(template: str, *, root: str = "", here: str = "", csp: str = CSP, **values: Any) -> str:
     """One page.
 

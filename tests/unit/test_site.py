@@ -411,6 +411,15 @@ def test_without_a_store_the_committed_records_are_shown(tmp_path: Path) -> None
     assert (blind.outcome, blind.furthest) == ("blind", "text")
     assert [other.outcome for other in blind.elsewhere] == ["blind"]
     assert sum(map(len, _loaded_first(site))) <= 300_000
+    only_there = site.by_id["lm-nvfp4-kv-fp8/modelopt-0.41.0/seeing-untied/vllm-0.26.0"]
+    assert (only_there.outcome, only_there.hardware) == ("sees", ("NVIDIA H100 80GB HBM3",))
+    assert only_there.baseline is not None
+    assert only_there.baseline.host.accelerator == only_there.records["load"].host.accelerator
+    seeing = {one.version: [cell.cell.recipe.id for cell in one.cells] for one in matrix.seeing}
+    assert seeing["0.24.0"] == ["lm-fp8-nokv"]
+    assert not {"0.10.0", "0.28.0"} & set(seeing)
+    vllm = next(one for one in matrix.filters if one.name == "vllm")
+    assert tuple(choice.value for choice in vllm.choices) == matrix.columns
     page = next(content for path, content in site_files(site, ExamShown()) if path == blind.page).decode()
     for part in ("NVIDIA H200", "580.", "blind", "mean divergence from BF16", "records/generate-"):
         assert part in page

@@ -60,6 +60,7 @@
       if (!value) continue;
       const index = place[name].indexOf(value);
       if (ofRow.includes(name)) tests.push((cell) => cell.row[name] === index);
+      else if (name === "vllm") tests.push((cell) => cell.column === index);
       else if (name === "out") tests.push((cell) => cell.out === value);
       else tests.push((cell) => cell[name].includes(index));
     }
