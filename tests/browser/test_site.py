@@ -88,6 +88,7 @@ def test_typing_filters_and_the_address_keeps_it(page: Page, site: Path) -> None
 @pytest.mark.parametrize(
     ("label", "key", "value", "holds"),
     [
+        ("vLLM", "vllm", "0.26.0", lambda c: c["id"].split("/")[-1].split("+")[0] == "vllm-0.26.0"),
         ("Quantized by", "by", "ModelOpt 0.47.0", lambda c: c["quantize"] == "modelopt-0.47.0"),
         ("transformers", "tf", "4.56.2", lambda c: c["quantize"] == "modelopt-0.37.0"),
         ("Model", "model", "seeing-tied", lambda c: c["model"] == "seeing-tied"),

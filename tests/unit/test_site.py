@@ -26,7 +26,7 @@ from qvlfp8.site.cell_view import ExamShown
 from qvlfp8.site.data import Site, SiteCell, gather
 from qvlfp8.site.files import site_files
 from qvlfp8.site.matrix_view import lay_out
-from qvlfp8.site.outcome import WORDS, ended_at, executed, furthest, outcome
+from qvlfp8.site.outcome import ended_at, executed, furthest, outcome
 from qvlfp8.site.publishing import publish
 from qvlfp8.site.pyodide import PyodideError
 from qvlfp8.site.untrusted import excerpt, line, without_paths
@@ -447,7 +447,7 @@ def _as_if_run(cell: SiteCell) -> SiteCell:
 
 
 def _loaded_first(site: Site) -> list[bytes]:
-    page = rendering.render("index.html", here="matrix", matrix=lay_out(site), words=WORDS).encode()
+    page = next(content for path, content in site_files(site, ExamShown()) if path == "index.html")
     shared = {"assets/site.css", "assets/matrix.js", "assets/icon.svg"}
     return [page, *(content for path, content in rendering.assets() if path in shared)]
 
