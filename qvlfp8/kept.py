@@ -21,7 +21,7 @@ from qvlfp8 import digest
 from qvlfp8.engine import Exit
 from qvlfp8.errors import FileFormatError
 from qvlfp8.judge import Verdict, judge
-from qvlfp8.plan import SHORT, Step, repeat_of
+from qvlfp8.plan import OWN_SOURCE, SHORT, Step, repeat_of
 from qvlfp8.results import Digest, Finding, Host, Record, RecordedStage
 from qvlfp8.yamlfile import Strict
 
@@ -74,15 +74,26 @@ class KeptRecords:
         where, raw = found
         line = _parsed(where, raw)
         verdict = _checked(where, line, step)
-        return None if verdict.status == "error" else _as_record(line, verdict, step)
+        if verdict.status == "error" or not self._is_of_the_kept_checkpoint(line):
+            return None
+        return _as_record(line, verdict, step)
 
     def older(self, step: Step) -> Record | None:
         """The record of that stage and subject that no longer stands for it; None if there is none."""
         found = self._by_subject.get((step.stage, step.subject))
-        if found is None or found[1].get("evidence") in step.evidence:
+        if found is None:
             return None
         line = _parsed(*found)
+        if line.evidence in step.evidence and self._is_of_the_kept_checkpoint(line):
+            return None
         return _as_record(line, _judged(found[0], line), step)
+
+    def _is_of_the_kept_checkpoint(self, line: Line) -> bool:
+        """Whether the checkpoint that it read has the bytes that the line of its making names."""
+        if line.stage == "quantize":
+            return True
+        made = self._by_subject.get(("quantize", "/".join(line.subject.split("/")[:3])))
+        return made is None or made[1].get("checkpoint") == line.checkpoint
 
     def lines(self) -> Iterator[tuple[str, Line]]:
         """Every line, and the file and number that name it.
@@ -108,16 +119,20 @@ class KeptRecords:
     def _raw(self) -> list[tuple[str, dict[str, Any]]]:
         found: list[tuple[str, dict[str, Any]]] = []
         for path in sorted([*self.root.glob("loaders/*.jsonl"), *self.root.glob("checkpoints/*.jsonl")]):
-            for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise FileFormatError(f"{path}: cannot be read: {error}", mend=_KEEP_AGAIN) from None
+            for number, text in enumerate(lines, start=1):
                 where = f"{path}:{number}"
                 try:
                     raw = json.loads(text)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise FileFormatError(f"{where}: not a record: {error}", mend=_KEEP_AGAIN) from None
                 if not isinstance(raw, dict):
                     raise FileFormatError(f"{where}: not a record", mend=_KEEP_AGAIN)
                 found.append((where, raw))
-        return found
+        return _unique(self.root, found)
 
     @cached_property
     def _by_key(self) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -126,6 +141,18 @@ class KeptRecords:
     @cached_property
     def _by_subject(self) -> dict[tuple[str, str], tuple[str, dict[str, Any]]]:
         return {(str(raw.get("stage")), str(raw.get("subject"))): (where, raw) for where, raw in self._raw}
+
+
+def _unique(root: Path, found: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """The lines, once it is sure that each stands in its own file and speaks of what no other does."""
+    told: dict[tuple[str, str], str] = {}
+    for where, raw in found:
+        stage, subject = str(raw.get("stage")), str(raw.get("subject"))
+        if where.rpartition(":")[0] != str(root / _file_of(stage, subject)):
+            raise FileFormatError(f"{where}: does not belong into this file", mend=_KEEP_AGAIN)
+        if (other := told.setdefault((stage, subject), where)) != where:
+            raise FileFormatError(f"{where}: speaks of what {other} does", mend=_KEEP_AGAIN)
+    return found
 
 
 def _sum(fields: Mapping[str, Any]) -> str:
@@ -148,6 +175,8 @@ def _checked(where: str, line: Line, step: Step) -> Verdict:
     """What today's judgement says of the line, once it has been held against the step."""
     if (line.stage, line.subject) != (step.stage, step.subject):
         raise FileFormatError(f"{where}: its subject is not what its evidence key says", mend=_KEEP_AGAIN)
+    if _meant(line.asked) != _meant(step.asked):
+        raise FileFormatError(f"{where}: what was asked is not what its evidence key says", mend=_KEEP_AGAIN)
     verdict = _judged(where, line)
     said = (line.status, line.findings)
     today = (verdict.status, tuple(finding.id for finding in verdict.findings))
@@ -156,6 +185,10 @@ def _checked(where: str, line: Line, step: Step) -> Verdict:
             f"{where}: it says {_words(*said)}; what it measured is {_words(*today)}", mend=_KEEP_AGAIN
         )
     return verdict
+
+
+def _meant(asked: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in asked.items() if not name.endswith(OWN_SOURCE)}
 
 
 def _words(status: str, findings: tuple[str, ...]) -> str:
@@ -228,8 +261,12 @@ def to_text(line: Line) -> str:
 
 def file_of(line: Line) -> str:
     """The file, below ``results/``, that a line stands in: of what served the checkpoint, or made it."""
-    parts = line.subject.split("/")
-    return f"loaders/{parts[-1]}.jsonl" if line.stage == "preflight" else f"checkpoints/{parts[1]}.jsonl"
+    return _file_of(line.stage, line.subject)
+
+
+def _file_of(stage: str, subject: str) -> str:
+    parts = subject.split("/")
+    return f"loaders/{parts[-1]}.jsonl" if stage == "preflight" else f"checkpoints/{(parts * 2)[1]}.jsonl"
 
 
 def means_the_same(one: Line, other: Line) -> bool:

@@ -329,9 +329,10 @@ def _beyond(numbers: Mapping[str, Any], bounds: Bounds) -> list[str]:
             ("mean", "mean_kl", bounds.mean_kl),
             ("99th percentile of the", "p99_kl", bounds.p99_kl),
         )
-        if numbers[key] > bound
+        # Not a number is beyond every bound.
+        if not numbers[key] <= bound
     ]
-    if numbers["top1_agreement"] < bounds.top1_agreement:
+    if not numbers["top1_agreement"] >= bounds.top1_agreement:
         beyond.append(
             f"{numbers['top1_agreement']:.1%} of the likeliest tokens are BF16's, "
             f"at least {bounds.top1_agreement:.1%} must be"

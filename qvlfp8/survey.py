@@ -102,7 +102,7 @@ def _earlier_worker(record: Record, step: Step) -> bool:
     said = record.inputs.get("asked")
     if said is None:
         return bool(record.inputs.get("worker") != step.inputs.get("worker"))
-    return any(value != step.asked.get(name) for name, value in said.items() if name.endswith(" worker"))
+    return any(value != said.get(name) for name, value in step.asked.items() if name.endswith(" worker"))
 
 
 def _stale(record: Record, step: Step, seen: Mapping[str, Seen]) -> bool:

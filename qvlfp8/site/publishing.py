@@ -53,10 +53,11 @@ def publish(project: Project, out: Path, *, base: str = "", runtime: Runtime = p
         StoreWriteError: the disk refuses.
         QvlError: a lock or a committed record is not valid.
     """
-    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: is there already, and not a site of ours", mend="name another (--out)")
+    out = out.resolve()
+    _refuse_what_is_not_ours(out)
     site = gather(project)
     made = out.parent / f".{out.name}-{uuid.uuid4().hex}"
+    before = made.with_name(f"{made.name}-before")
     with writing(out):
         try:
             made.mkdir(parents=True)
@@ -64,12 +65,24 @@ def publish(project: Project, out: Path, *, base: str = "", runtime: Runtime = p
             without = write_checker(made, _render, runtime=runtime)
             files = [path for path in made.rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in files)
+            # Rendering takes a while, in which somebody may have put something there.
+            _refuse_what_is_not_ours(out)
             if out.exists():
-                shutil.rmtree(out)
+                out.rename(before)
             made.rename(out)
         finally:
+            if before.exists() and not out.exists():
+                before.rename(out)
+            shutil.rmtree(before, ignore_errors=True)
             shutil.rmtree(made, ignore_errors=True)
     return Published(site=site, files=len(files), size=size, without=without)
+
+
+def _refuse_what_is_not_ours(out: Path) -> None:
+    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: is there already, and not a site of ours", mend="name another (--out)")
+    if (out / ".git").exists():
+        raise UsageError(f"{out}: a checkout of git", mend="name another (--out), and copy it there")
 
 
 def _render(template: str, /, **values: Any) -> str:

@@ -216,7 +216,9 @@ def _set(**fields: Any) -> Callable[[dict[str, Any]], None]:
         ),
         (_sealed(_set(findings=["tie-misread"])), r"it says pass \(tie-misread\)"),
         (_sealed(_set(subject="lm-fp8/modelopt-0.47.0/tiny/vllm-0.10.2")), "not what its evidence key says"),
-        (_sealed(_set(stage="inspect")), "not what its evidence key says"),
+        (_sealed(_set(stage="inspect")), "does not belong into this file"),
+        (_sealed(lambda line: line["asked"].update(recipe="0" * 16)), "what was asked is not what"),
+        (_sealed(_set(asked={})), "what was asked is not what"),
         (_sealed(_set(measured={})), "lacks something"),
         (_set(status="sees"), "not a record: status"),
         (_set(more=1), "not a record: more"),
@@ -232,6 +234,33 @@ def test_a_line_that_was_bent_is_refused(
     change(line)
     path.write_text(json.dumps(line) + "\n")
     with pytest.raises(FileFormatError, match=rf"vllm-0\.10\.2\.jsonl:1: .*{says}"):
+        views(fresh(bench))
+
+
+def test_a_second_line_of_one_subject_is_refused(bench: Bench) -> None:
+    path = bench.project.matrix.path.parent / LOADERS / "vllm-0.10.2.jsonl"
+    first = path.read_text().splitlines(keepends=True)[0]
+    path.write_text(path.read_text() + first)
+    with pytest.raises(FileFormatError, match=r"speaks of what .*vllm-0\.10\.2\.jsonl:1 does"):
+        views(fresh(bench))
+
+
+def test_what_was_said_of_other_bytes_than_the_kept_checkpoint_is_stale(bench: Bench) -> None:
+    path = bench.project.matrix.path.parent / CHECKPOINTS / "modelopt-0.41.0.jsonl"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    for line in lines:
+        if line["stage"] == "quantize":
+            _sealed(_set(checkpoint="f" * 64))(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = statuses(views(fresh(bench)))
+    assert "stale" in found["inspect"]
+    assert "stale" in found["preflight"]
+
+
+def test_a_file_that_is_no_text_is_named(bench: Bench) -> None:
+    path = bench.project.matrix.path.parent / CHECKPOINTS / "modelopt-0.41.0.jsonl"
+    path.write_bytes(b"\xff" + path.read_bytes())
+    with pytest.raises(FileFormatError, match=r"modelopt-0\.41\.0\.jsonl: cannot be read"):
         views(fresh(bench))
 
 

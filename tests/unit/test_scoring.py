@@ -236,3 +236,10 @@ def test_answers_that_hardly_ever_change_with_the_picture_are_blind() -> None:
     entry = next(entry for entry in measured["answers"] if entry["sight"])
     entry["swapped_answer"] = entry["swapped_expected"]
     assert found(scored(measured)["image"]) == ["blind"]
+
+
+@pytest.mark.parametrize("name", ["mean_kl", "p99_kl", "top1_agreement"])
+def test_what_is_no_number_is_beyond_every_bound(name: str) -> None:
+    measured = good()
+    measured["fidelity"] |= {name: float("nan")}
+    assert found(scored(measured)["fidelity"]) == ["diverges"]

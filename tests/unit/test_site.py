@@ -17,6 +17,7 @@ import pytest
 
 from qvlfp8.cells import STAGES, Cell, Stage
 from qvlfp8.commands.schema import schema_text
+from qvlfp8.errors import UsageError
 from qvlfp8.project import Project
 from qvlfp8.report.table import Cause, CellView, StageView
 from qvlfp8.results import Status
@@ -398,6 +399,38 @@ def test_a_folder_that_is_no_site_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "site" / "cells-of-old").write_text("")
     publish(project, tmp_path / "site", runtime=no_runtime)
     assert not (tmp_path / "site" / "cells-of-old").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".site")] == []
+    (tmp_path / "site" / ".git").write_text("gitdir: elsewhere")
+    with pytest.raises(UsageError, match="a checkout of git"):
+        publish(project, tmp_path / "site", runtime=no_runtime)
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_the_folder_that_one_is_in_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = open_project(tmp_path)
+    publish(project, tmp_path / "site", runtime=no_runtime)
+    monkeypatch.chdir(tmp_path / "site")
+    publish(project, Path(), runtime=no_runtime)
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_the_old_site_is_there_again_if_the_new_one_does_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = open_project(tmp_path)
+    publish(project, tmp_path / "site", runtime=no_runtime)
+    (tmp_path / "site" / "of-old").write_text("")
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if not path.name.endswith("-before") and Path(target).name == "site":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(project, tmp_path / "site", runtime=no_runtime)
+    assert (tmp_path / "site" / "of-old").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".site")] == []
 
 
