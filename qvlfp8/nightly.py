@@ -105,7 +105,7 @@ def compose(diff: Diff, *, run: str) -> Issue:
     ]
     if others:
         head.append(f"Besides: {_code(', '.join(others))}.")
-    title = harmless(f"Nightly run: {first} got worse ({stages})")
+    title = " ".join(harmless(f"Nightly run: {first} got worse ({stages})").split())
     return Issue(title=title[:MOST_TITLE], body=_within(head, [_told(change) for change in worse]))
 
 

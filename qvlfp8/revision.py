@@ -51,7 +51,12 @@ def _contents(project: Path, blobs: dict[str, str]) -> Iterator[tuple[str, bytes
     start = 0
     for path in blobs:
         end = said.index(b"\n", start)
-        size = int(said[start:end].split()[2])
+        told = said[start:end].split()
+        if len(told) != 3:
+            raise UsageError(
+                f"{path}: git has not got it: the clone is not whole", mend="git fetch --refetch"
+            )
+        size = int(told[2])
         yield path, said[end + 1 : end + 1 + size]
         start = end + size + 2
 

@@ -147,12 +147,14 @@ def _outcomes(records: Iterable[Record], why: Why, project: Project) -> dict[Key
             recipe, _, model, server = subject.split("/")
             control = speaking.get((stage, f"bf16/{model}/{server}", accelerator))
             baseline = control[2] if control else None
+            # Held against a run that no longer stands, it does not stand either.
+            outdated = stale or (control[3] if control else "")
             for view in answers(record, baseline, project.matrix.bounds_of(recipe)):
                 found[Key(subject, view.stage, accelerator)] = Outcome(
                     status=cast("Ended", view.status),
                     findings=view.findings,
                     because=view.because,
-                    stale=stale,
+                    stale=outdated,
                     repeat=record.repeat,
                 )
     return found

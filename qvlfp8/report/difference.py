@@ -83,12 +83,17 @@ def to_markdown(before: Run, after: Run, found: Difference) -> str:
             continue
         lines += [f"## {kind.capitalize()} ({number})", "", f"{MEANING[kind].capitalize()}.", ""]
         for change in _shown(found, kind):
-            lines.append(f"- `{change.key}`: {_text(_words(change))}")
+            lines.append(f"- {_code(str(change.key))}: {_text(_words(change))}")
             if repeat := _repeat(change):
-                lines.append(f"  `{repeat}`")
+                lines.append(f"  {_code(repeat)}")
         lines += [f"- … and {more} more"] if (more := number - MOST) > 0 else []
         lines.append("")
     return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """A code span that its text cannot end."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
 
 
 def _text(text: str) -> str:

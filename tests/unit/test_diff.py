@@ -227,6 +227,13 @@ def test_a_run_on_a_gpu_is_compared_with_its_like(tmp_path: Path) -> None:
     }  # fmt: skip
     assert images["NVIDIA H200"].findings == ("blind",)
     assert not any(outcome.stale for outcome in found.values())
+    for path, record in Evidence(tmp_path / "results").records():
+        if record.subject.startswith("bf16/") and record.host.accelerator == "NVIDIA H100":
+            path.write_text(
+                record.model_copy(update={"evidence": "0" * 64}).model_dump_json(exclude_none=True)
+            )
+    found = read_run(str(tmp_path / "results"), Project.open(project.matrix.path)).outcomes
+    assert {key.accelerator for key, outcome in found.items() if outcome.stale} == {"NVIDIA H100"}
 
 
 def test_the_flaky_is_said_and_is_no_regression(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

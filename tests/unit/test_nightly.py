@@ -61,6 +61,7 @@ def test_several_are_counted_in_the_title() -> None:
     issue = issue_of(change(), change(stage="load"), change(subject="b"))
     assert issue.title == "Nightly run: 2 cells or checkpoints got worse (image, load)"
     assert "published: 3 regressed." in issue.body
+    assert "\n" not in issue_of(change(subject="a\n# head")).title
 
 
 @pytest.mark.parametrize(
