@@ -120,7 +120,9 @@ class Store:
             record = Record.model_validate_json(text)
         except (OSError, UnicodeDecodeError, ValidationError):
             return None
-        return record if record.digest == digest and record.stage == stage else None
+        # What was executed here names what it read; one that does not could never be told to be stale.
+        own = record.digest == digest and record.stage == stage and not record.elsewhere
+        return record if own else None
 
     def records(self) -> Iterator[Record]:
         """Every record that is whole, by stage and digest; many are of no current step."""

@@ -20,7 +20,7 @@ def record(digest: str = "a" * 64, **changes: object) -> Record:
     values: dict[str, object] = {
         "stage": "inspect", "subject": "r/q/m", "digest": digest, "status": "pass", "inputs": {},
         "host": HOST, "started": "2026-11-22T00:00:00+00:00", "seconds": 1.0,
-        "repeat": "again", "qvlfp8": "0",
+        "repeat": "again", "qvlfp8": "0", "read": {"b" * 64: "c" * 64},
     }  # fmt: skip
     return Record.model_validate({**values, **changes})
 
@@ -115,6 +115,14 @@ def test_a_second_run_in_one_store_is_refused_and_the_first_goes_on(tmp_path: Pa
         commit(first, record())
     with second.locked():
         assert second.record("inspect", "a" * 64) is not None
+
+
+def test_a_record_that_names_nothing_it_read_was_not_executed_here(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked():
+        commit(store, record(read={}))
+    assert store.record("inspect", "a" * 64) is None
+    assert list(store.records()) == []
 
 
 def test_a_killed_run_does_not_keep_the_store(tmp_path: Path) -> None:
