@@ -89,7 +89,11 @@ def plan(
     scheme = quantization.read(source.quantization)
     if not scheme.fp8:
         raise RepairError(f"{source.root}: it is not quantized", mend="repair is for FP8 checkpoints")
-    case = Case(source, model, declared.read(source.quantization))
+    try:
+        said = declared.read(source.quantization)
+    except declared.UnknownDeclaration as error:
+        raise quantization.UnknownQuantization(str(error)) from None
+    case = Case(source, model, said)
     dropped = tuple(case.tensors[name].name for name in case.kv_scales("vision"))
     changes = [f"drop {len(dropped)} KV cache scales of the vision tower"] if dropped else []
     if without_kv_cache:

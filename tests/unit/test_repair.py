@@ -19,6 +19,7 @@ from qvlfp8.conformance import Case, check_all
 from qvlfp8.contract.verdict import Verdict
 from qvlfp8.errors import RepairError, UsageError
 from qvlfp8.mending import carry_out
+from qvlfp8.quantization import UnknownQuantization
 from qvlfp8.quantization import read as read_scheme
 from qvlfp8.structure import from_config
 from tests.unit.checkpoints import (
@@ -391,3 +392,13 @@ def test_whatever_is_mended_is_sound(data: st.DataObject, tmp_path_factory: pyte
         assert not (root / "out").exists()
     else:
         assert problems(mended) == []
+
+
+@pytest.mark.parametrize("listed", [7, {}, "", False, [1]])
+def test_exclusions_that_are_no_list_of_names_are_refused(tmp_path: Path, listed: Any) -> None:
+    source = naive(tmp_path / "in")
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["ignore"] = listed
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownQuantization):
+        repair.plan(checkpoint.read(source))
