@@ -21,20 +21,9 @@ from tests.unit.factory import RECIPE, open_project
 from tests.unit.test_generated import GPU, SEEING, Vllm, execute, measured
 from tests.unit.test_run import GOOD_PREFLIGHT, Bench, FakeEngine, passes
 
-pytestmark = pytest.mark.usefixtures("fast_disk", "_small_models")
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
 
 BROKEN = GOOD_PREFLIGHT | {"runner": "pooling"}
-
-
-@pytest.fixture
-def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, **params: Any) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(params))
-
-    monkeypatch.setattr("qvlfp8.reference.write_random", write)
-    monkeypatch.setattr("qvlfp8.reference.write_trained", write)
-    monkeypatch.setattr("qvlfp8.source.of_trained_weights", lambda: "weights")
 
 
 def breaks(job: Job, batch: Batch) -> dict[str, Any] | None:

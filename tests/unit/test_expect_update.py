@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,18 +27,9 @@ from tests.unit.test_run import GOOD_PREFLIGHT, Bench, FakeEngine, passes
 ROOT = Path(__file__).parents[2]
 REASON = "it does: so, “there” # it is"
 
-pytestmark = pytest.mark.usefixtures("fast_disk", "_small_models")
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
 
 Place = tuple[str, Stage]
-
-
-@pytest.fixture
-def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, *, seed: int, tied: bool) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"seed": seed, "tied": tied}))
-
-    monkeypatch.setattr("qvlfp8.reference.write_random", write)
 
 
 class Real:

@@ -30,17 +30,7 @@ SEEING = (
 CPU, GPU = "vllm-0.32.0-cpu", "vllm-0.10.2"
 
 
-pytestmark = pytest.mark.usefixtures("fast_disk")
-
-
-@pytest.fixture(autouse=True)
-def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, *, tied: bool) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"tied": tied}))
-
-    monkeypatch.setattr("qvlfp8.reference.write_trained", write, raising=False)
-    monkeypatch.setattr("qvlfp8.source.of_trained_weights", lambda: "weights")
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
 
 
 def measured(

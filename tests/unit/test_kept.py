@@ -25,16 +25,7 @@ from tests.unit.test_run import GOOD_PREFLIGHT, Bench, FakeEngine, passes
 ROOT = Path(__file__).parents[2]
 LOADERS, CHECKPOINTS = Path("results/loaders"), Path("results/checkpoints")
 
-pytestmark = pytest.mark.usefixtures("fast_disk", "_small_models")
-
-
-@pytest.fixture
-def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, *, seed: int, tied: bool) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"seed": seed, "tied": tied}))
-
-    monkeypatch.setattr("qvlfp8.reference.write_random", write)
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
 
 
 def script(job: Job, batch: Batch) -> dict[str, Any] | None:

@@ -15,17 +15,7 @@ from qvlfp8.project import Project
 from tests.unit.factory import open_project
 from tests.unit.test_generated import SEEING, Vllm, execute, measured
 
-pytestmark = pytest.mark.usefixtures("fast_disk")
-
-
-@pytest.fixture(autouse=True)
-def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, *, tied: bool) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"tied": tied}))
-
-    monkeypatch.setattr("qvlfp8.reference.write_trained", write)
-    monkeypatch.setattr("qvlfp8.source.of_trained_weights", lambda: "weights")
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
 
 
 @pytest.fixture

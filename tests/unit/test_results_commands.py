@@ -17,17 +17,7 @@ from qvlfp8.worker.run_bundle import write_sums
 from tests.unit.factory import open_project
 from tests.unit.test_generated import GPU, SEEING, Vllm, execute, measured
 
-pytestmark = pytest.mark.usefixtures("fast_disk", "_small_models")
-
-
-@pytest.fixture
-def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, *, tied: bool) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"tied": tied}))
-
-    monkeypatch.setattr("qvlfp8.reference.write_trained", write)
-    monkeypatch.setattr("qvlfp8.source.of_trained_weights", lambda: "weights")
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
 
 
 @pytest.fixture

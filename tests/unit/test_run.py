@@ -30,18 +30,7 @@ GOOD_PREFLIGHT: dict[str, Any] = json.loads(
 Script = Callable[[Job, Batch], dict[str, Any] | None]
 
 
-pytestmark = pytest.mark.usefixtures("fast_disk")
-
-
-@pytest.fixture(autouse=True)
-def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runner keeps and digests whatever the model is: a few bytes do."""
-
-    def write(folder: Path, *, seed: int, tied: bool) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"seed": seed, "tied": tied}))
-
-    monkeypatch.setattr("qvlfp8.reference.write_random", write)
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
 
 
 def passes(_job: Job, batch: Batch) -> dict[str, Any] | None:

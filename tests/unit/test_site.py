@@ -42,16 +42,6 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[31m\u20
 pytestmark = pytest.mark.usefixtures("fast_disk")
 
 
-@pytest.fixture
-def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, *, tied: bool) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"tied": tied}))
-
-    monkeypatch.setattr("qvlfp8.reference.write_trained", write, raising=False)
-    monkeypatch.setattr("qvlfp8.source.of_trained_weights", lambda: "weights")
-
-
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, ...]:
     return open_project(tmp_path_factory.mktemp("p"), SEEING).matrix.cells

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,20 +22,9 @@ from tests.unit.factory import RECIPE, open_project
 from tests.unit.test_generated import CPU, GPU, SEEING, Vllm, execute, measured
 from tests.unit.test_run import Bench, FakeEngine, passes
 
-pytestmark = pytest.mark.usefixtures("fast_disk", "_small_models")
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
 
 ALL = set(KEPT)
-
-
-@pytest.fixture
-def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, **params: Any) -> None:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(params))
-
-    monkeypatch.setattr("qvlfp8.reference.write_random", write)
-    monkeypatch.setattr("qvlfp8.reference.write_trained", write)
-    monkeypatch.setattr("qvlfp8.source.of_trained_weights", lambda: "weights")
 
 
 @pytest.fixture
