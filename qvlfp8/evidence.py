@@ -94,10 +94,17 @@ class Evidence:
 
     def _read(self, path: Path) -> Record:
         try:
-            return Record.model_validate_json(path.read_bytes())
+            record = Record.model_validate_json(path.read_bytes())
         except ValueError as error:
             first = str(error).splitlines()[0]
             raise FileFormatError(f"{path}: not a record: {first}", mend="remove it") from None
+        if record.stage == "generate" and record.status == "pass":
+            for name in _OF_A_RUN:
+                if name not in record.measured:
+                    raise FileFormatError(
+                        f"{path}: not a record: a run that measured no {name}", mend="make it anew"
+                    )
+        return record
 
     def add(self, record: Record) -> Path:
         """Write a record where it belongs; one that was there before is replaced."""
@@ -144,5 +151,8 @@ def _contradiction(record: Record, step: Step) -> str | None:
         said["environment.vllm"] = (step.environment, named)
     return next((name for name, (one, other) in said.items() if one != other), None)
 
+
+_OF_A_RUN = ("answers", "fidelity", "load", "options", "speed")
+"""What every run of vLLM measures, though it may be nothing."""
 
 _KEY = re.compile(rb'"evidence":\s*"([0-9a-f]{64})"')

@@ -56,7 +56,7 @@ def edited(document: Document, old: tuple[Expectation, ...], amendment: Amendmen
     if not old and amendment.added:
         edits.append(_first(document, _entries(amendment.added, indent, newline), newline))
     elif len(old) == len(amendment.removed) and not (amendment.split or amendment.added):
-        where = text.rindex(":", 0, document.span((LIST,))[0]) + 1
+        where = document.behind_key((LIST,))
         edits.append(_Edit(where, where, " []"))
     for edit in sorted(edits, reverse=True):
         text = text[: edit.start] + edit.text + text[edit.end :]
@@ -71,7 +71,8 @@ def _first(document: Document, added: str, newline: str) -> _Edit:
         text = document.text
         before = "" if text.endswith("\n") else newline
         return _Edit(len(text), len(text), f"{before}{LIST}:{newline}{added}")
-    start = document.text.rindex(":", 0, start) + 1
+    # Blanks before it would be left at the end of their line.
+    start = len(document.text[:start].rstrip(" \t"))
     return _Edit(start, end, newline + added.removesuffix(newline))
 
 
@@ -97,8 +98,14 @@ def _narrowing(
     document: Document, index: int, old: Expectation, new: Expectation, newline: str
 ) -> Iterable[_Edit]:
     where: Location = (LIST, index)
+    try:
+        shows, cells = document.span((*where, "shows")), document.span((*where, "cells"))
+    except KeyError as error:
+        raise document.error(
+            where, f"does not have {error.args[0][-1]} itself", mend="write it out, without a merge key"
+        ) from None
     if new.shows != old.shows:
-        start, end = document.span((*where, "shows"))
+        start, end = shows
         yield _Edit(start, end, _mapping(new.shows))
     if globs(new.without) == globs(old.without):
         return
@@ -107,7 +114,7 @@ def _narrowing(
         start, end = document.span((*where, "without"))
         yield _Edit(start, end, patterns)
         return
-    _, end = document.span((*where, "cells"))
+    _, end = cells
     start, _ = document.span(where)
     if document.text[start] == "{":
         yield _Edit(end, end, f", without: {patterns}")

@@ -49,10 +49,16 @@ def read_run(name: str, project: Project) -> Run:
         FileFormatError: a committed record is not valid.
     """
     folder = Path(name)
-    if (folder / "steps").is_dir():
+    if _is_folder(folder / "matrix.yaml", file=True):
+        raise UsageError(f"{name or '.'}: the project's own folder", mend="name its results/, or its store")
+    if _is_folder(folder / "steps"):
         records = list(Store(folder.resolve()).records())
+        if not records:
+            raise UsageError(
+                f"{name}: no record in this store", mend="name one in which something was executed"
+            )
         return Run(name=name, outcomes=_outcomes(records, _by_digest(project, records), project))
-    if folder.is_dir():
+    if _is_folder(folder):
         records = list(_committed(folder))
         if not records:
             raise UsageError(
@@ -122,6 +128,14 @@ def _steps(plan: Plan) -> dict[tuple[str, str], Step]:
 def _since(record: Record, steps: Mapping[tuple[str, str], Step]) -> str:
     step = steps.get((record.stage, record.subject))
     return changed(record, step) if step else NOT_ASKED
+
+
+def _is_folder(path: Path, *, file: bool = False) -> bool:
+    """Whether it is a folder (or a file); what no path can be is neither."""
+    try:
+        return path.is_file() if file else path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _outcomes(records: Iterable[Record], why: Why, project: Project) -> dict[Key, Outcome]:

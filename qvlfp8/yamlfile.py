@@ -44,6 +44,7 @@ class Document:
         self.text = text
         self._lines: dict[Location, int] = {}
         self._spans: dict[Location, tuple[int, int]] = {}
+        self._keys: dict[Location, int] = {}
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -87,6 +88,7 @@ class Document:
             for key, value in node.value:
                 here = (*location, str(key.value))
                 self._lines[here] = key.start_mark.line + 1
+                self._keys[here] = key.end_mark.index
                 if key.value in seen:
                     raise self.error(here, "the key stands twice", mend="keep one of the two")
                 seen.add(key.value)
@@ -108,6 +110,14 @@ class Document:
             KeyError: the file has no such location.
         """
         return self._spans[location]
+
+    def behind_key(self, location: Location) -> int:
+        """Where in ``text`` the colon behind a key has just ended.
+
+        Raises:
+            KeyError: the file has no such key.
+        """
+        return self.text.index(":", self._keys[location]) + 1
 
     def line(self, location: Iterable[int | str]) -> int:
         """The line (1-based) of a location, or of its nearest parent that the file has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def update_expectations(
     if amendment.empty:
         print("nothing to correct: what was executed of these cells is as matrix.yaml expects")
         return
+    if flaky and (amendment.removed or amendment.narrowed):
+        raise UsageError(
+            "what is expected here and did not show would be taken out, which --flaky does not mean",
+            mend="write `flaky: true` and `link` into that expectation, or leave --flaky out",
+        )
     document = Document(matrix, _text(matrix))
     after = edited(document, project.matrix.file.expectations, amendment)
     _prove(project, parse_matrix(Document(matrix, after)), amendment)
@@ -126,8 +132,13 @@ def _difference(path: Path, before: str, after: str) -> str:
 def _write(path: Path, text: str) -> None:
     """The new text in one rename, with the permissions of the file."""
     target = path.resolve()
-    scratch = target.with_name(f".{target.name}.new")
+    # A name that nobody has, so that no link is followed.
+    scratch = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
     with writing(scratch):
-        scratch.write_bytes(text.encode("utf-8"))
-        scratch.chmod(target.stat().st_mode)
-        scratch.replace(target)
+        try:
+            with scratch.open("xb") as stream:
+                stream.write(text.encode("utf-8"))
+            scratch.chmod(target.stat().st_mode)
+            scratch.replace(target)
+        finally:
+            scratch.unlink(missing_ok=True)

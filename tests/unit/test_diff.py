@@ -225,6 +225,20 @@ def test_a_run_on_a_gpu_is_compared_with_its_like(tmp_path: Path) -> None:
     assert {key.accelerator for key, outcome in found.items() if outcome.stale} == {"NVIDIA H100"}
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("PROJECT", "own folder"), ("x" * 5000, "git"), ("EMPTY", "no record in this store")],
+)
+def test_what_is_no_run_is_said(
+    bench: Bench, capsys: pytest.CaptureFixture[str], name: str, says: str
+) -> None:
+    (bench.project.store.root.parent / "empty" / "steps").mkdir(parents=True)
+    places = {"PROJECT": bench.project.matrix.path.parent, "EMPTY": bench.project.store.root.parent / "empty"}
+    asked = ["diff", str(places.get(name, name)), str(bench.project.store.root)]
+    assert main([*asked, "--matrix", str(bench.project.matrix.path)]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_the_flaky_is_said_and_is_no_regression(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     path = bench.project.matrix.path
     entry = (

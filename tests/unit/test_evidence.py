@@ -19,11 +19,14 @@ ROOT = Path(__file__).parents[2]
 KEY = "a" * 64
 
 
+RUN: dict[str, Any] = dict.fromkeys(("answers", "fidelity", "load", "speed"))
+
+
 def record(key: str = KEY, subject: str = "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0") -> Record:
     host = Host(machine="x86_64", system="Linux", cpus=1, memory_gb=1.0, accelerator="NVIDIA H200")
     return Record(
         stage="generate", subject=subject, digest="b" * 64, status="pass", host=host,
-        inputs={"params": PARAMS}, environment={"vllm": "0.26.0"}, measured=dict(PARAMS),
+        inputs={"params": PARAMS}, environment={"vllm": "0.26.0"}, measured=RUN | PARAMS,
         started="2026-11-22T00:00:00+00:00", seconds=1.0, repeat="nox", evidence=key, qvlfp8="0",
     )  # fmt: skip
 
@@ -54,7 +57,7 @@ def test_what_is_added_is_found_by_its_key_alone(tmp_path: Path) -> None:
     [
         ({"subject": "vlm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0"}, "subject"),
         ({"environment": {"vllm": "0.20.2"}}, "environment.vllm"),
-        ({"measured": {"options": {"door": "server"}}}, "measured.options"),
+        ({"measured": RUN | {"options": {"door": "server"}}}, "measured.options"),
         ({"inputs": {"params": {"options": {"door": "server"}}}}, "inputs.params"),
         ({"stage": "preflight"}, "stage"),
     ],
@@ -83,6 +86,14 @@ def test_what_is_no_record_is_named(tmp_path: Path) -> None:
     path = Evidence(tmp_path).add(record())
     path.write_text("{}")
     with pytest.raises(FileFormatError, match=r"modelopt-0\.47\.0~seeing\.json: not a record"):
+        Evidence(tmp_path).record(step())
+
+
+@pytest.mark.parametrize("name", ["answers", "fidelity", "load", "options", "speed"])
+def test_a_run_without_something_that_every_run_measures_is_no_record(tmp_path: Path, name: str) -> None:
+    measured = {key: value for key, value in (RUN | PARAMS).items() if key != name}
+    Evidence(tmp_path).add(record().model_copy(update={"measured": measured}))
+    with pytest.raises(FileFormatError, match=f"a run that measured no {name}"):
         Evidence(tmp_path).record(step())
 
 

@@ -311,6 +311,48 @@ def test_a_flaky_one_is_written_with_its_issue(bench: Bench, capsys: pytest.Capt
     assert texts(path) == []
 
 
+def test_a_comment_with_a_colon_behind_the_key_stays(bench: Bench) -> None:
+    text = 'expectations: # see a: b\n  - {cells: "*", shows: {inspect: weight-all-zero}, reason: r} # c: d\n'
+    path = with_expectations(bench, text)
+    assert main(["expect", "update", "--all", "--finding", "weight-all-zero", "--matrix", str(path)]) == 0
+    assert path.read_text().endswith("expectations: [] # see a: b\n")
+    path = with_expectations(bench, "expectations: # a: b\n  []\n")
+    assert main(["expect", "update", "--all", "--reason", "r", "--matrix", str(path)]) == 0
+    assert "expectations: # a: b\n" in path.read_text()
+    assert texts(path) == []
+
+
+def test_what_lies_beside_the_file_is_not_written(bench: Bench, tmp_path: Path) -> None:
+    path = with_expectations(bench, "expectations: []\n")
+    (tmp_path / "victim").write_text("mine")
+    (path.parent / f".{path.name}.new").symlink_to(tmp_path / "victim")
+    assert main(["expect", "update", "--all", "--reason", "r", "--matrix", str(path)]) == 0
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not path.is_symlink()
+
+
+def test_flaky_takes_nothing_out(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    path = with_expectations(
+        bench, 'expectations:\n  - {cells: "*", shows: {inspect: weight-all-zero}, reason: r}\n'
+    )
+    before = path.read_bytes()
+    options = ["--finding", "weight-all-zero", "--reason", "r", "--link", "https://example.org/1", "--flaky"]
+    assert main(["expect", "update", "--all", *options, "--matrix", str(path)]) == 2
+    assert "would be taken out" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_an_entry_with_a_merge_key_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = (
+        '  - {<<: {cells: "*"}, shows: {inspect: weight-all-zero, preflight: not-generative}, reason: r}\n'
+    )
+    path = with_expectations(bench, f"expectations:\n{entry}")
+    before = path.read_bytes()
+    assert main(["expect", "update", "--all", "--finding", "weight-all-zero", "--matrix", str(path)]) == 5
+    assert "does not have cells itself" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
