@@ -13,13 +13,14 @@ from qvlfp8.cells import Cell
 from qvlfp8.engine import Engine
 from qvlfp8.engine.choose import EngineName, make_engine
 from qvlfp8.errors import QvlError, StoreWriteError, WorkerError
+from qvlfp8.host import devices
 from qvlfp8.judge import DISK
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
 from qvlfp8.report.render import print_table, to_json, to_markdown
 from qvlfp8.report.table import CellView
-from qvlfp8.run import Runner, devices
+from qvlfp8.run import Here, Runner
 from qvlfp8.store import writing
 
 
@@ -96,23 +97,23 @@ def execute(
     locks = project.locks(cells)
     plan = project.plan(cells, locks)
     running_in = make_engine(engine, project.store, project.matrix.file.locks, announce=progress.announce)
-    runner = Runner(
+    place = Here(
         plan,
         store=project.store,
         engine=running_in,
         environments=project.environments,
         locks=locks,
         progress=progress,
-        lookup=project.executed if evidence else None,
         devices=devices(),
-        again=again,
+        jobs=jobs,
     )
-    runner.run(jobs)
+    lookup = project.executed if evidence else project.own
+    Runner(plan, place, progress=progress, lookup=lookup, again=again).run()
     if faults is not None:
-        faults += runner.faults
+        faults += place.faults
         return plan, running_in
-    if runner.faults:
-        raise runner.faults[0]
+    if place.faults:
+        raise place.faults[0]
     raise_for_errors(project.views(plan, project.executed))
     return plan, running_in
 

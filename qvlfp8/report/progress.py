@@ -23,8 +23,8 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from qvlfp8.plan import Step
+from qvlfp8.progress import Progress
 from qvlfp8.results import Record
-from qvlfp8.run import Progress
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!"}
 STYLES = {"pass": "green", "fail": "red", "error": "yellow"}
