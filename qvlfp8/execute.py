@@ -103,6 +103,12 @@ class Executor:
             case _:
                 self._batch(task.steps)
 
+    def give_up(self, step: Step, fault: Fault, *, started: str) -> None:
+        """Keep an error for a step that did not get as far as a result of its own."""
+        scratch = self._store.scratch(step.stage)
+        verdict = Verdict(status="error", fault=fault)
+        self._keep(step, scratch, verdict, started=started, seconds=0.0, measured={})
+
     def built(self, step: Step) -> bool:
         """Whether a build's environment is there."""
         return self._engine.built(*self._where(step))
@@ -120,7 +126,7 @@ class Executor:
 
     def _build(self, step: Step) -> None:
         scratch = self._store.scratch("build")
-        started = _now()
+        started = now()
         clock = time.monotonic()
         measured: dict[str, Any] = {}
         verdict = Verdict(status="pass")
@@ -133,7 +139,7 @@ class Executor:
 
     def _model(self, step: Step) -> None:
         scratch = self._store.scratch("model")
-        started = _now()
+        started = now()
         clock = time.monotonic()
         with writing(scratch):
             if "seed" in step.params:
@@ -159,7 +165,7 @@ class Executor:
             )
             for s in ready
         }
-        started = _now()
+        started = now()
         kept: set[str] = set()
         limit = self._limits[stage]
 
@@ -342,5 +348,6 @@ def _append(source: Path, target: Path) -> None:
             shutil.copyfileobj(read, write)
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as records say it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
@@ -23,6 +23,9 @@ from qvlfp8.report.table import CellView
 from qvlfp8.run import Here, Runner
 from qvlfp8.store import writing
 
+if TYPE_CHECKING:
+    from qvlfp8.commands.cluster import ClusterOptions
+
 
 class UnexpectedError(QvlError):
     """Stages that ended otherwise than matrix.yaml expects."""
@@ -39,11 +42,13 @@ def run_matrix(
     engine: EngineName,
     verbose: bool,
     evidence: bool = True,
+    cluster: ClusterOptions | None = None,
 ) -> None:
     """Execute, print, and compare with what is expected.
 
     Args:
         evidence: as for :func:`execute`.
+        cluster: where the steps are carried out, if not on this machine by ``engine``.
 
     Raises:
         QvlError: by class; what could be executed was.
@@ -52,13 +57,21 @@ def run_matrix(
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
     faults: list[QvlError] = []
+    lacking: Mapping[str, str] = {}
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
-        plan, _ = execute(
-            project, cells, progress, engine=engine, again=again, evidence=evidence, jobs=jobs, faults=faults
-        )
-    views = project.views(plan, project.executed)
+        if cluster is None:
+            plan, _ = execute(
+                project, cells, progress, engine=engine, again=again, evidence=evidence, jobs=jobs, faults=faults
+            )
+        else:
+            from qvlfp8.commands.cluster import execute_on_cluster
+
+            plan, faults, lacking = execute_on_cluster(
+                project, cells, progress, cluster, again=again, evidence=evidence, jobs=jobs
+            )
+    views = project.views(plan, project.executed, lacking)
     _publish(project, views)
     print_table(Console(), views)
     console.print(_summary(project, plan, views), markup=False, highlight=False, soft_wrap=True)

@@ -140,6 +140,13 @@ class ConsoleProgress(Progress):
         self._advance()
         self._print(f"- {step.stage} {step.subject}  blocked: {because}", style="yellow")
 
+    def retry(self, record: Record, *, attempt: int, of: int, delay_s: float) -> None:
+        """A step ended in an error, and is tried again."""
+        self._print(
+            f"! {record.stage} {record.subject}  {record.because()}  (attempt {attempt} of {of} in {delay_s:g} s)",
+            style="yellow",
+        )
+
     def _advance(self) -> None:
         with self._guard:
             self._done += 1
