@@ -170,7 +170,7 @@ class ClusterError(QvlError):
 
 
 class SharedStoreError(QvlError):
-    """The store that all nodes of a cluster reach cannot be used, or holds something else than was written."""
+    """The store that all nodes of a cluster reach cannot be used."""
 
     exit_code = 21
     meaning = "the store that all nodes reach cannot be read or written, or what is in it is damaged"

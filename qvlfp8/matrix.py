@@ -298,8 +298,10 @@ def _check_runners(document: Document, file: MatrixFile) -> None:
 
 
 def _check_resources(document: Document, matrix: Matrix) -> None:
-    subjects = dict.fromkeys(name for cell in matrix.cells for name in (cell.id, cell.checkpoint, cell.baseline))
-    fields: dict[str, Iterable[str]] = {"stages": STAGES, "subjects": subjects}
+    subjects = dict.fromkeys(
+        name for cell in matrix.cells for name in (cell.id, cell.checkpoint, cell.baseline)
+    )
+    fields: dict[str, Iterable[str]] = {"stages": STAGES, "subjects": sorted(subjects)}
     for index, row in enumerate(matrix.file.resources):
         for field, known in fields.items():
             for glob in globs(getattr(row, field)):

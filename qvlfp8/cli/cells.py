@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -33,12 +34,62 @@ def matrix(
         ),
     ] = False,
     jobs: JobsOption = None,
-    engine: EngineOption = "venv",
+    engine: Annotated[
+        Literal["venv", "docker", "ray"],
+        typer.Option(
+            "--engine",
+            help="Where steps run: environments made by uv, hardened containers, or a Ray cluster.",
+        ),
+    ] = "venv",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="With --engine ray: the cluster's head, or `auto` [default: one of this machine alone].",
+        ),
+    ] = None,
+    shared: Annotated[
+        str | None,
+        typer.Option(
+            "--shared",
+            metavar="URL",
+            help="With --engine ray: the store that all nodes reach, s3://… or gs://… [default: in --store].",
+        ),
+    ] = None,
+    inside: Annotated[
+        Literal["venv", "docker"] | None,
+        typer.Option("--inside", help="With --engine ray: the engine of each node [default: venv]."),
+    ] = None,
+    node_store: Annotated[
+        Path | None,
+        typer.Option(
+            "--node-store",
+            help="With --engine ray: where nodes keep environments and what they fetched [default: "
+            "$QVLFP8_NODE_STORE there, or ~/.cache/qvlfp8].",
+        ),
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            "--retries",
+            min=0,
+            max=10,
+            help="With --engine ray: how often a step that ended in an error is tried again [default: 2].",
+        ),
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Execute what is not executed yet, and print the compatibility matrix."""
     from qvlfp8.commands.matrix import run_matrix
 
+    given = {
+        "--address": address,
+        "--shared": shared,
+        "--inside": inside,
+        "--node-store": node_store,
+        "--retries": retries,
+    }
     run_matrix(
         matrix_file,
         store,
@@ -49,6 +100,7 @@ def matrix(
         jobs=jobs,
         engine=engine,
         verbose=verbose,
+        of_cluster={name: value for name, value in given.items() if value is not None},
     )
 
 

@@ -2,9 +2,10 @@
 
 ::
 
-    driver   place.py     orders and starts tasks, takes in what they say, tries errors again (retry.py)
-             connect.py   finds the cluster, and sees that every node has this very qvlfp8 and the shared store
-    node     node.py      carries one task out with that node's own engine, in that node's own store (node_store.py)
-    both     order.py     what a node is told
-             shared.py    finished steps, where all nodes reach them
+    driver   place.py      starts tasks, takes in what they say, tries errors again (retry.py, lost.py)
+             connect.py    finds the cluster, and sees that each node can do what is asked
+    node     node.py       carries one task out with that node's own engine
+             node_store.py where it does so
+    both     order.py      what a node is told
+             shared.py     finished steps, where all nodes reach them
 """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import platform
+import signal
+import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +17,9 @@ from qvlfp8 import __version__, source
 from qvlfp8.cluster.shared import SharedStore
 from qvlfp8.engine import Announce
 from qvlfp8.errors import ClusterError
+
+_STARTS = 3
+"""How often a cluster of this machine is started at most: a busy one takes longer than Ray waits."""
 
 _ANSWER_S = 120.0
 """How long a node may take to answer; starting a worker process on a busy one takes a while."""
@@ -31,7 +38,7 @@ def connect(address: str | None, *, announce: Announce) -> None:
     """Join a cluster, or start one of this machine alone.
 
     Args:
-        address: ``HOST:PORT`` of its head, ``auto`` for the one that this machine belongs to, None to start one.
+        address: ``HOST:PORT`` of its head, ``auto`` for this machine's, None to start one.
         announce: is told of it.
 
     Raises:
@@ -40,6 +47,8 @@ def connect(address: str | None, *, announce: Announce) -> None:
     try:
         # Nothing of what is run here is anybody else's to know.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's own processes have 15 s to start by default, which is not enough on a busy machine.
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
         import ray
     except ModuleNotFoundError:
         raise ClusterError("Ray is not installed", mend="pip install 'qvlfp8[ray]'") from None
@@ -49,21 +58,45 @@ def connect(address: str | None, *, announce: Announce) -> None:
             mend="run on a node of the cluster (`ray job submit`, or a pod) with --address auto",
         )
     announce(f"# ray {ray.__version__}: {address or 'a cluster of this machine alone'}")
+    for left in reversed(range(_STARTS)):
+        try:
+            with _own_signals():
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace="qvlfp8",
+                )
+        except ConnectionError as error:
+            raise ClusterError(
+                f"no Ray cluster answers at {address}: {_first_line(error)}",
+                mend="`ray start --head` on one machine; without --address one is started here",
+            ) from None
+        except Exception as error:
+            # Ray gives its own processes half a minute to start, and says so in exceptions of no class.
+            ray.shutdown()
+            if address or not left:
+                raise ClusterError(
+                    f"{address or 'a cluster of this machine'}: {_first_line(error)}",
+                    mend="see the logs below /tmp/ray/session_latest on its head",
+                ) from None
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what this process does at a signal: Ray puts handlers of its own in their place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=False if not address else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-            namespace="qvlfp8",
-        )
-    except (ConnectionError, ValueError) as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address}: {_first_line(error)}",
-            mend="`ray start --head` on one machine, and name it; without --address one is started here",
-        ) from None
-    except RuntimeError as error:
-        raise ClusterError(f"{address or 'Ray'}: {_first_line(error)}", mend=None) from None
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def disconnect() -> None:
@@ -77,9 +110,14 @@ def nodes() -> tuple[Node, ...]:
     """The nodes that are alive now."""
     import ray
 
+    said: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return tuple(
-        Node(id=node["NodeID"], name=f"{node['NodeName']} ({node['NodeID'][:8]})", resources=node["Resources"])
-        for node in ray.nodes()
+        Node(
+            id=node["NodeID"],
+            name=f"{node['NodeName']} ({node['NodeID'][:8]})",
+            resources=node["Resources"],
+        )
+        for node in said
         if node["Alive"]
     )
 
@@ -166,7 +204,7 @@ def _probe() -> Callable[[str, str, str], dict[str, Any]]:
             reached = shared.signed(sign)
             if reached:
                 shared.sign(answer)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             reached = str(error)
         return {**identity(), "shared": reached}
 

@@ -31,8 +31,8 @@ from qvlfp8.tasks import Task
 from qvlfp8.worker.run_bundle import gpus_here
 
 Event = dict[str, Any]
-"""``event`` is ``begin`` (``node``, ``id``), ``record`` (``record`` as JSON, ``log`` as bytes or None), ``skip`` (``digest``,
-``because``) or ``fault`` (``kind``, ``problem``, ``mend``)."""
+"""``event`` is ``begin`` (with ``node``, ``id``), ``record`` (``record`` as JSON, ``log`` as bytes or None),
+``skip`` (``digest``, ``because``) or ``fault`` (``kind``, ``problem``, ``mend``)."""
 
 LOG_SENT_BYTES = 1_000_000
 """A longer log is left for the driver to fetch from the shared store."""
@@ -165,9 +165,7 @@ class _Running:
 class _Told(Progress):
     """Puts what is finished into the shared store, and then tells the driver."""
 
-    def __init__(
-        self, said: queue.SimpleQueue[Event | None], store: NodeStore, shared: SharedStore
-    ) -> None:
+    def __init__(self, said: queue.SimpleQueue[Event | None], store: NodeStore, shared: SharedStore) -> None:
         self._said = said
         self._store = store
         self._shared = shared

@@ -1,4 +1,4 @@
-"""A node's own store: environments, what was fetched, and what its tasks make. Several tasks use it at once."""
+"""A node's own store: environments, what was fetched, what tasks make. Several tasks use it at once."""
 
 from __future__ import annotations
 

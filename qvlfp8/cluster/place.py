@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from qvlfp8 import errors
 from qvlfp8.cluster import connect
+from qvlfp8.cluster.lost import error_of, fault_of
 from qvlfp8.cluster.order import LockText, Setting, order_for
 from qvlfp8.cluster.retry import Retries, attempt_of, is_retried
 from qvlfp8.cluster.shared import SharedStore
 from qvlfp8.environments import Device, Environment
-from qvlfp8.errors import QvlError, WorkerError
+from qvlfp8.errors import ClusterError, QvlError
 from qvlfp8.execute import Executor, Site, digest_of_what_was_made, now
 from qvlfp8.locks import Lock
 from qvlfp8.plan import LockKey, Plan, Step
@@ -154,7 +154,7 @@ class Cluster:
         return True
 
     def intact(self, step: Step, record: Record | None) -> bool:
-        """Whether what a step made is where nodes reach it; what only this driver's store has is put there."""
+        """Whether nodes reach what a step made; what only this driver's store has is put there."""
         if step.stage == "build" or record is None or record.made is None:
             return True
         entry = self._shared.entry(step.stage, step.digest)
@@ -171,7 +171,9 @@ class Cluster:
         if step.stage in {"build", "model"}:
             return ""
         if step.environment and (step.environment, step.device) not in self._locks:
-            return f"{step.environment} has no lock for a GPU (nox -s lock -- {step.environment}.{step.device})"
+            return (
+                f"{step.environment} has no lock for a GPU (nox -s lock -- {step.environment}.{step.device})"
+            )
         return lacking(self._demand(step), self._nodes)
 
     def open(self) -> None:
@@ -202,12 +204,13 @@ class Cluster:
 
         self._waiting.clear()
         self._due.clear()
-        for generator in self._sent:
+        left: list[Any] = list(self._sent)
+        for generator in left:
             ray.cancel(generator, force=False, recursive=True)
         until = time.monotonic() + _CANCEL_S
-        left = list(self._sent)
         while left and time.monotonic() < until:
-            for generator in ray.wait(left, num_returns=len(left), timeout=_WAIT_S)[0]:
+            ready: list[Any] = ray.wait(left, num_returns=1, timeout=_WAIT_S)[0]
+            for generator in ready:
                 try:
                     ray.get(next(generator))
                 except (StopIteration, ray.exceptions.RayError):
@@ -281,7 +284,7 @@ class Cluster:
         except StopIteration:
             return self._end(generator, sent, None)
         except ray.exceptions.RayError as error:
-            return self._end(generator, sent, _fault_of(error))
+            return self._end(generator, sent, fault_of(error))
         match event["event"]:
             case "begin":
                 sent.node, sent.label = event["node"], f"{sent.task.label} on {event['node']}"
@@ -292,9 +295,9 @@ class Cluster:
             case "skip":
                 sent.skipped[event["digest"]] = event["because"]
             case "fault":
-                sent.faults.append(_as_error(event))
+                sent.faults.append(error_of(event))
             case "refused":
-                raise errors.ClusterError(event["because"], mend="install the same qvlfp8 on every node")
+                raise ClusterError(event["because"], mend="install the same qvlfp8 on every node")
         return []
 
     def _remember(self, task: Task, node: str) -> None:
@@ -332,7 +335,7 @@ class Cluster:
                 if (record := self._store.record(step.stage, step.digest)) is not None:
                     failed[step.digest] = record
         # What was only skipped because its environment could not be built is tried again with it.
-        broken = {step: builds[0] for step in sent.skipped} if builds else {}
+        broken = dict.fromkeys(sent.skipped, builds[0]) if builds else {}
         if self._try_again(sent, {**broken, **failed}):
             return []
         for record in (*builds, *failed.values()):
@@ -361,7 +364,9 @@ class Cluster:
         """Why steps have no result though their task ended."""
         if sent.faults:
             return Fault(kind=type(sent.faults[0]).__name__, message=sent.faults[0].problem)
-        return Fault(kind="no-result", message=f"the task ended on {sent.node or 'its node'} without a result")
+        return Fault(
+            kind="no-result", message=f"the task ended on {sent.node or 'its node'} without a result"
+        )
 
 
 class _Elsewhere:
@@ -411,37 +416,3 @@ def _entry() -> Callable[[Mapping[str, str], bytes], Iterator[dict[str, Any]]]:
         yield from carry_out(packed)
 
     return entry
-
-
-_KINDS = (
-    ("OutOfMemoryError", "out-of-memory", "the node ran out of memory, and Ray ended the task"),
-    ("OutOfDiskError", "disk-refused", "the node's disk is full"),
-    ("ObjectStoreFullError", "object-store-full", "Ray's object store is full"),
-    ("NodeDiedError", "node-lost", "the node was lost"),
-    ("LocalRayletDiedError", "node-lost", "the node's raylet was lost"),
-    ("WorkerCrashedError", "worker-lost", "the Ray worker process was lost"),
-    ("OwnerDiedError", "node-lost", "the node was lost"),
-    ("ObjectLostError", "node-lost", "the node was lost"),
-    ("TaskCancelledError", "cancelled", "the task was cancelled"),
-    ("TaskUnschedulableError", "unschedulable", "no node can take the task"),
-)
-
-
-def _fault_of(error: Exception) -> Fault:
-    """What became of a task that Ray lost, or in which our own code on the node raised."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    for name, kind, meaning in _KINDS:
-        if name in names:
-            return Fault(kind=kind, message=meaning)
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return Fault(kind=type(cause).__name__, message=lines[-1].strip()[:300] if lines else "no message")
-
-
-def _as_error(event: Mapping[str, Any]) -> QvlError:
-    """The error that a node met, of its class."""
-    kind = getattr(errors, event["kind"], None)
-    fits = isinstance(kind, type) and issubclass(kind, QvlError)
-    problem = event["problem"]
-    return (kind if fits else WorkerError)(problem, mend=event["mend"])  # type: ignore[misc,no-any-return]
-

@@ -12,14 +12,14 @@ from qvlfp8.results import Attempt, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """How often what ended in an error is tried again, and the pause before the first time; each next is longer."""
+    """How often what ended in an error is tried again, after which pause; each is longer than the last."""
 
     count: int = 2
     first_s: float = 5.0
     factor: float = 4.0
 
     def delay_s(self, tried: int) -> float | None:
-        """The pause before the next try, after ``tried`` (1 and up) have ended in an error; None: it was the last."""
+        """The pause before the next try, when ``tried`` (1 and up) have ended in an error; None: no more."""
         return self.first_s * self.factor ** (tried - 1) if tried <= self.count else None
 
 

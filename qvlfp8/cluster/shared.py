@@ -50,7 +50,7 @@ class SharedFile(Strict):
 
 
 class Entry(Strict):
-    """A finished step: the folder that holds it, the digest of what it made, and its files by relative name."""
+    """A finished step: the folder that holds it, the digest of what it made, its files by relative name."""
 
     folder: str
     made: Digest | None
@@ -247,7 +247,7 @@ _MADE_ANEW = "run again: it is made anew"
 
 
 def default_url(store: Path) -> str:
-    """The shared store of a cluster on one machine, or whose nodes share its disk: inside a store's folder."""
+    """The shared store of a cluster on one machine, or on machines that share its disk."""
     return f"file://{store / 'shared'}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qvlfp8.cells import Cell
 from qvlfp8.cluster.connect import check_nodes, connect, disconnect
@@ -31,6 +32,14 @@ class ClusterOptions:
     inside: Inside = "venv"
     node_store: str | None = None
     retries: int = Retries.count
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> ClusterOptions:
+        """From the options of the command line that were given, by their names there."""
+        options = {name.removeprefix("--").replace("-", "_"): value for name, value in given.items()}
+        if "node_store" in options:
+            options["node_store"] = str(options["node_store"].resolve())
+        return cls(**options)
 
 
 def execute_on_cluster(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from rich.console import Console
 
 from qvlfp8.cells import Cell
 from qvlfp8.engine import Engine
 from qvlfp8.engine.choose import EngineName, make_engine
-from qvlfp8.errors import QvlError, StoreWriteError, WorkerError
+from qvlfp8.errors import QvlError, StoreWriteError, UsageError, WorkerError
 from qvlfp8.host import devices
 from qvlfp8.judge import DISK
 from qvlfp8.plan import Plan
@@ -22,9 +23,6 @@ from qvlfp8.report.render import print_table, to_json, to_markdown
 from qvlfp8.report.table import CellView
 from qvlfp8.run import Here, Runner
 from qvlfp8.store import writing
-
-if TYPE_CHECKING:
-    from qvlfp8.commands.cluster import ClusterOptions
 
 
 class UnexpectedError(QvlError):
@@ -39,20 +37,24 @@ def run_matrix(
     everything: bool,
     again: bool,
     jobs: int | None,
-    engine: EngineName,
+    engine: EngineName | Literal["ray"],
     verbose: bool,
     evidence: bool = True,
-    cluster: ClusterOptions | None = None,
+    of_cluster: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Execute, print, and compare with what is expected.
 
     Args:
         evidence: as for :func:`execute`.
-        cluster: where the steps are carried out, if not on this machine by ``engine``.
+        of_cluster: options that only engine ``ray`` has, by the name that users give.
 
     Raises:
         QvlError: by class; what could be executed was.
     """
+    if of_cluster and engine != "ray":
+        raise UsageError(
+            f"{next(iter(of_cluster))} is for --engine ray", mend="add it, or leave the option out"
+        )
     console = Console(stderr=True)
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
@@ -61,15 +63,23 @@ def run_matrix(
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
-        if cluster is None:
+        if engine != "ray":
             plan, _ = execute(
-                project, cells, progress, engine=engine, again=again, evidence=evidence, jobs=jobs, faults=faults
+                project,
+                cells,
+                progress,
+                engine=engine,
+                again=again,
+                evidence=evidence,
+                jobs=jobs,
+                faults=faults,
             )
         else:
-            from qvlfp8.commands.cluster import execute_on_cluster
+            from qvlfp8.commands.cluster import ClusterOptions, execute_on_cluster
 
+            options = ClusterOptions.of(of_cluster)
             plan, faults, lacking = execute_on_cluster(
-                project, cells, progress, cluster, again=again, evidence=evidence, jobs=jobs
+                project, cells, progress, options, again=again, evidence=evidence, jobs=jobs
             )
     views = project.views(plan, project.executed, lacking)
     _publish(project, views)
@@ -144,6 +154,8 @@ def _summary(project: Project, plan: Plan, views: Sequence[CellView]) -> str:
     shown = ", ".join(f"{number} {status}" for status, number in counts.items())
     left = len(project.matrix.cells) - len(plan.cells)
     rest = f"; {left} more cells with --all" if left > 0 else ""
+    missing = dict.fromkeys(stage.because for view in views for stage in view.stages if stage.lacking)
+    rest += "".join(f"\nnot run: {text}" for text in missing)
     root = project.store.root
     return f"{len(views)} cells: {shown}{rest}\nalso in {root / 'matrix.md'} and {root / 'matrix.json'}"
 

@@ -142,10 +142,8 @@ class ConsoleProgress(Progress):
 
     def retry(self, record: Record, *, attempt: int, of: int, delay_s: float) -> None:
         """A step ended in an error, and is tried again."""
-        self._print(
-            f"! {record.stage} {record.subject}  {record.because()}  (attempt {attempt} of {of} in {delay_s:g} s)",
-            style="yellow",
-        )
+        said = f"! {record.stage} {record.subject}  {record.because()}"
+        self._print(f"{said}; attempt {attempt} of {of} in {delay_s:g} s", style="yellow")
 
     def _advance(self) -> None:
         with self._guard:
