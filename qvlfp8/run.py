@@ -135,7 +135,7 @@ class Runner:
             devices=self._devices,
             again=self._again,
             intact=self._intact,
-            built=self._built,
+            built=self._settled,
         )
 
     def _intact(self, step: Step, record: Record | None) -> bool:
@@ -146,6 +146,10 @@ class Runner:
 
     def _built(self, step: Step) -> bool:
         return self._engine.built(*self._where(step))
+
+    def _settled(self, step: Step) -> bool:
+        """Whether the environment is there and on record; a run may have been killed between the two."""
+        return self._built(step) and self._store.record("build", step.digest) is not None
 
     def _where(self, step: Step) -> tuple[Environment, Lock]:
         name = step.environment or ""

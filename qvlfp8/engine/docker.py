@@ -12,7 +12,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +76,7 @@ class DockerEngine:
         images: Images = own_images,
         limits: plan.Limits | None = None,
         package: Path = PACKAGE,
+        held: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         """Find the daemon, and remove what earlier engines left in it.
 
@@ -85,6 +86,7 @@ class DockerEngine:
             images: where images come from.
             limits: of every container [default: nearly all of the machine].
             package: qvlfp8's own source, which containers read.
+            held: as for :class:`~qvlfp8.engine.process.Processes`.
 
         Raises:
             DaemonError: no daemon answers.
@@ -97,7 +99,7 @@ class DockerEngine:
         self._user = plan.User.of(self._facts, os.getuid(), os.getgid())
         self._package = package
         self._announce = announce
-        self._processes = Processes(announce)
+        self._processes = Processes(announce, held=held)
         self._guard = threading.Lock()
         self._gpu = threading.Lock()
         self._running: set[Container] = set()

@@ -19,7 +19,7 @@ _OF_THE_DRIVER = frozenset({"locked", "sweep", "record", "commit", "replace", "b
 """What the driver itself does: others do not care for a kill right then."""
 
 _TARGETS: Mapping[Target, int] = {
-    "driver": 8, "guard": 2, "worker": 4, "job": 5, "installer": 3, "container": 8
+    "driver": 8, "guard": 4, "worker": 7, "job": 9, "installer": 5, "container": 8
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def draw_moment(dice: random.Random, *, start: float, length: float) -> Moment:
 
 def draw_target(dice: random.Random, moment: Moment, there: set[Target]) -> Target:
     """Whom to kill, of those that are there; the driver always is."""
-    if moment.event in _OF_THE_DRIVER and dice.random() < 0.7:
+    if moment.event in _OF_THE_DRIVER and dice.random() < 0.6:
         return "driver"
     possible = [target for target in _TARGETS if target in there | {"driver"}]
     return dice.choices(possible, [_TARGETS[target] for target in possible])[0]
