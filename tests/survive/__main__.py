@@ -29,9 +29,9 @@ class Drilled:
         """The drill workers' pipe."""
         return self.drill.pipe
 
-    def command(self, store: Path) -> list[str]:
+    def command(self, store: Path, *, again: bool) -> list[str]:
         """`qvlfp8 matrix` of the copy."""
-        return self.drill.command(store, engine=self.engine)
+        return [*self.drill.command(store, engine=self.engine), *(["--again"] if again else [])]
 
     def variables(self) -> dict[str, str]:
         """Its environment."""

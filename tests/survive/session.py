@@ -36,8 +36,8 @@ class Subject(Protocol):
         """The pipe in which its workers say what they begin and end, if they do."""
         ...
 
-    def command(self, store: Path) -> list[str]:
-        """The driver's command line."""
+    def command(self, store: Path, *, again: bool) -> list[str]:
+        """The driver's command line; ``again``: it is to do what is finished as well."""
         ...
 
     def variables(self) -> dict[str, str]:
@@ -148,7 +148,7 @@ class Session:
             start=running.had_store - running.started,
         )  # fmt: skip
 
-    def start(self, store: Path) -> Attempt:
+    def start(self, store: Path, *, again: bool = False) -> Attempt:
         """Start a driver on a store."""
         self.tally.runs += 1
         watch = Watch(store)
@@ -160,7 +160,7 @@ class Session:
             )  # fmt: skip
 
         return attempts.start(
-            self._subject.command(store), self._subject.variables(), log=self._log, make=make
+            self._subject.command(store, again=again), self._subject.variables(), log=self._log, make=make
         )
 
     def end(self, running: Attempt) -> None:
@@ -200,12 +200,20 @@ class _Round:
         self._store = session._fresh("store")
         self._known: dict[Key, Entry] = {}
         self._built: dict[str, int] = {}
+        self._again = False
 
     def run(self) -> None:
         """Kill until the driver comes to its end, and compare what it left."""
         self._tally.rounds += 1
         while not self._complete(self._attempt()):
             pass
+        if self._dice.random() < 0.3 and not self._enough():
+            # What is finished is done once more, as it was asked for: its records are replaced, never missing.
+            self._again = True
+            self._attempt()
+            self._again = False
+            while not self._complete(self._attempt()):
+                pass
         self._look("at the end")
         found, _ = kept.entries(self._store)
         self._lost(kept.not_whole(self._store, found), "at the end")
@@ -226,7 +234,7 @@ class _Round:
 
     def _attempt(self) -> Attempt:
         finished = {key for key, entry in self._known.items() if entry.final}
-        running = self._session.start(self._store)
+        running = self._session.start(self._store, again=self._again)
         while not running.over and not self._enough():
             moment = kills.draw_moment(
                 self._dice, start=self._undisturbed.start, length=self._undisturbed.seconds
@@ -248,7 +256,7 @@ class _Round:
         self._session.end(running)
         begun: set[str] = set()
         for told in running.begun:
-            if (told.stage, told.step) in finished:
+            if (told.stage, told.step) in finished and not self._again:
                 subject = self._known[told.stage, told.step].record.subject
                 self._doubled([f"{told.stage} {subject}: it was finished, and was begun again"])
             elif told.step in begun:
@@ -295,7 +303,8 @@ class _Round:
         found, broken = kept.entries(self._store)
         self._lost(broken, when)
         self._lost(kept.gone(self._known, found), when)
-        self._doubled(kept.replaced(self._known, found))
+        if not self._again:
+            self._doubled(kept.replaced(self._known, found))
         fresh = {key: entry for key, entry in found.items() if self._known.get(key) != entry}
         self._lost(kept.not_whole(self._store, fresh), when)
         self._known = found
