@@ -1,11 +1,11 @@
 """A process around each command of an engine, that ends the command when the engine's own process is gone.
 
-``python -I -S guard.py DESCRIPTOR COMMAND…``: standard library alone, so that it starts in milliseconds. It leads
-the session in which the command runs. ``DESCRIPTOR`` is the reading end of a pipe whose other end only the engine's
-process holds: whatever that dies of, the pipe ends, and so does every process of the session. (A signal on the
-parent's death would reach one process, and only if it has asked for it by then; it comes with the end of a thread,
-too.) What else the engine lets it inherit stays open until the session is empty: the store's lock, so that no other
-run begins in between.
+``python -I -S guard.py DESCRIPTOR COMMAND…``: standard library alone, so that it starts in milliseconds. It
+leads the session in which the command runs. ``DESCRIPTOR`` is the reading end of a pipe whose other end only
+the engine's process holds: whatever that dies of, the pipe ends, and so does every process of the session. (A
+signal on the parent's death would reach one process, and only if it has asked for it by then; it comes with the
+end of a thread, too.) What else the engine lets it inherit stays open until the session is empty: the store's
+lock, so that no other run begins in between.
 """
 
 from __future__ import annotations

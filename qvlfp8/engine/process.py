@@ -116,4 +116,3 @@ def _deadline(leader: int, limit: float | None, timed_out: threading.Event) -> t
     if limit is not None:
         timer.start()
     return timer
-

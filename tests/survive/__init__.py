@@ -1,1 +1,1 @@
-"""The survival session: kill -9 at random points, hundreds of times, and nothing may be lost or done twice."""
+"""The survival session: kill -9 at random points, hundreds of times; nothing is lost or done twice."""

@@ -109,7 +109,7 @@ class Attempt:
         if self.seen["sweep"] and not self.seen["scratch"] and not self.begun:
             return "sweeping, planning"
         if self.open:
-            return f"running {sorted(told.stage for told in self.open.values())[0]}"
+            return f"running {min(told.stage for told in self.open.values())}"
         if self.seen["view"]:
             return "ending"
         if any(process.kind in {"worker", "guard"} for process in children):
@@ -125,7 +125,11 @@ class Attempt:
 
 
 def start(
-    command: Sequence[str], variables: Mapping[str, str], *, log: Path, make: Callable[[subprocess.Popen[bytes]], Attempt]
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    *,
+    log: Path,
+    make: Callable[[subprocess.Popen[bytes]], Attempt],
 ) -> Attempt:
     """Start the driver; what it says is appended to ``log``."""
     with log.open("ab") as stream:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """One line: a job ``began`` its step, or ended it. ``owner`` is its engine's command, or its container."""
+    """One line: a job ``began`` its step, or ended it; its process, session and host (or container)."""
 
     began: bool
     stage: str
@@ -44,6 +44,4 @@ class Journal:
 
 def _parse(line: str) -> Told:
     what, stage, step, pid, session, host = line.split()
-    return Told(
-        began=what == "begin", stage=stage, step=step, pid=int(pid), session=int(session), host=host
-    )
+    return Told(began=what == "begin", stage=stage, step=step, pid=int(pid), session=int(session), host=host)

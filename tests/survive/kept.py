@@ -34,7 +34,9 @@ def entries(root: Path) -> tuple[dict[Key, Entry], list[str]]:
     store, found, broken = Store(root), {}, []
     for folder in sorted(root.glob("steps/*/*")):
         stage, name = folder.parts[-2:]
-        record = store.record(cast("RecordedStage", stage), name) if stage in get_args(RecordedStage) else None
+        record = (
+            store.record(cast("RecordedStage", stage), name) if stage in get_args(RecordedStage) else None
+        )
         if record is None:
             broken.append(f"{stage} {name[:12]}: its entry has no whole record")
         else:

@@ -1,4 +1,4 @@
-"""The project that is killed: a copy of qvlfp8 with drill workers, a small matrix, and a wheel for its locks."""
+"""What is killed: a copy of qvlfp8 with drill workers, a small matrix, and a wheel for its locks."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def make(root: Path, sabotage: Mapping[str, tuple[str, str]] | None = None) -> D
     worker = package / "worker"
     shutil.copy(worker / "inspect.py", worker / "inspect_itself.py")
     for module in Path(drill.__file__).parent.glob("[a-z]*.py"):
-        shutil.copy(module, worker / module.name)
+        (worker / module.name).write_text(_moved(module.read_text(encoding="utf-8")), encoding="utf-8")
     (worker / "answers").mkdir()
     for name in ("language-fp8-sees", "blind"):
         shutil.copy(ANSWERS / f"{name}.json", worker / "answers")
@@ -129,7 +129,9 @@ def make(root: Path, sabotage: Mapping[str, tuple[str, str]] | None = None) -> D
         (package / name).write_text(text.replace(was, becomes), encoding="utf-8")
     os.mkfifo(made.pipe)
     made.pipe.chmod(0o666)
-    shutil.copytree(ROOT / "containers", root / "source" / "containers", ignore=shutil.ignore_patterns("locks"))
+    shutil.copytree(
+        ROOT / "containers", root / "source" / "containers", ignore=shutil.ignore_patterns("locks")
+    )
     (root / "source" / "recipes").mkdir()
     for recipe, text in RECIPES.items():
         (root / "source" / "recipes" / f"{recipe}.yaml").write_text(text, encoding="utf-8")
@@ -137,6 +139,12 @@ def make(root: Path, sabotage: Mapping[str, tuple[str, str]] | None = None) -> D
     made.matrix.write_text(MATRIX.format(python=python), encoding="utf-8")
     _write_locks(made.matrix, _write_wheel(root / "wheels"))
     return made
+
+
+def _moved(text: str) -> str:
+    """A drill module as it stands among the workers: what it imports lies beside it."""
+    text = text.replace("tests.survive.drill.", "qvlfp8.worker.")
+    return text.replace("import inspect as itself", "import inspect_itself as itself")
 
 
 def _write_locks(matrix: Path, wheel: str) -> None:

@@ -1,4 +1,4 @@
-"""Faults that can be put into the copy, to see that the session finds them: file -> (text, what replaces it)."""
+"""Faults to put into the copy, to see that the session finds them: file -> (text, what replaces it)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ BY_NAME: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "record-first": {
         "store.py": (
             "            made.rename(target)\n",
-            "            target.mkdir()\n"
-            "            (made / RECORD).rename(target / RECORD)\n"
-            "            import time; time.sleep(0.05)\n"
-            "            for path in made.iterdir():\n"
-            "                path.rename(target / path.name)\n"
-            "            made.rmdir()\n",
+            """            target.mkdir()
+            (made / RECORD).rename(target / RECORD)
+            time.sleep(0.05)
+            for path in made.iterdir():
+                path.rename(target / path.name)
+            made.rmdir()
+""",
         )
     },
     # The sweep takes finished work with it.

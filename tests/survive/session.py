@@ -208,7 +208,7 @@ class _Round:
         while not self._complete(self._attempt()):
             pass
         if self._dice.random() < 0.3 and not self._enough():
-            # What is finished is done once more, as it was asked for: its records are replaced, never missing.
+            # What is finished is done once more, as was asked for: its records are replaced, never missing.
             self._again = True
             self._attempt()
             self._again = False

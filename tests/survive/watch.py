@@ -81,7 +81,7 @@ class Watch:
                 self._add(entry)
 
     @staticmethod
-    def _event(parts: tuple[str, ...], mask: int) -> Event | None:  # noqa: PLR0912  (one line an event)
+    def _event(parts: tuple[str, ...], mask: int) -> Event | None:
         match parts:
             case ("lock",) if mask & _MODIFY:
                 return "locked"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8.checkpoint import folder_digest
-from qvlfp8.worker.telling import told, work
+from tests.survive.drill.telling import told, work
 
 FOLDER = "generation"
 IDS = f"{FOLDER}/ids.json"
@@ -25,7 +25,7 @@ def prepare(jobs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Write three files; what is measured says that this checkpoint was not loaded, so that none is scored."""
+    """Write three files, and say that vLLM did not load the checkpoint, so that nothing is scored."""
     started = time.monotonic()
     with told("generate"):
         digest = folder_digest(Path(params["checkpoint"]))
@@ -35,8 +35,10 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
         for name in (IDS, TOKENS, LOGPROBS):
             work(0.06)
             (out / name).write_bytes(hashlib.sha256(f"{name}{digest}{beside}".encode()).digest() * (1 << 13))
-        refused = {"type": "ValueError", "message": "a drill loads nothing", "origin": "checkpoint",
-                   "stage": "load", "where": None, "trace": []}  # fmt: skip
+        refused: dict[str, Any] = {
+            "type": "ValueError", "message": "a drill loads nothing", "origin": "checkpoint",
+            "stage": "load", "where": None, "trace": [],
+        }  # fmt: skip
         return {
             "checkpoint_digest": digest, "exam_digest": "0" * 64, "options": dict(params["options"]),
             "load": {"seconds": time.monotonic() - started, "memory_mb": None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8.checkpoint import folder_digest
-from qvlfp8.worker.telling import told, work
+from tests.survive.drill.telling import told, work
 
 _ANSWERS = sorted(Path(__file__).with_name("answers").glob("*.json"))
 

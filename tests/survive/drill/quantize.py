@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8.worker.protocol import Refused
-from qvlfp8.worker.telling import told, work
+from tests.survive.drill.telling import told, work
 
 _PIECES = 8
 
