@@ -208,7 +208,9 @@ class DockerEngine:
         limit = launch.time_limit_s(batch)
         return plan.Container(
             image=image.id,
-            command=plan.limited(launch.command(plan.PYTHON, spec, self._package), limit),
+            command=plan.guarded(
+                plan.limited(launch.command(plan.PYTHON, spec, self._package), limit), self._package
+            ),
             variables={**launch.variables(batch, offline=True), "HF_HUB_CACHE": str(hub_cache())},
             binds=plan.binds(
                 [self._package, spec, *reads], (job.out for job in batch.jobs), links_out(reads)
@@ -240,12 +242,14 @@ class DockerEngine:
             timer.daemon = True
             # Attached before it starts, nothing that it says is missed.
             said = container.attach(stdout=True, stderr=True, stream=True, demux=True)
+            alive = container.attach_socket(params={"stdin": 1, "stream": 1})
             try:
                 self._start(container)
                 timer.start()
                 _pump(said, log, on_line)
             finally:
                 timer.cancel()
+                alive.close()
                 # Its own close() leaves the socket open where the daemon has closed it first.
                 said._response.close()  # type: ignore[attr-defined]
             # The stream has ended, and so has the container; if only the stream has, time ends both.

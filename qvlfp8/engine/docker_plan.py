@@ -137,6 +137,8 @@ class Container:
             "userns_mode": "host" if self.remapped else None,
             "ipc_mode": "private",
             "init": True,
+            # Open as long as its engine is there.
+            "stdin_open": True,
             "pids_limit": self.limits.pids,
             "mem_limit": self.limits.memory,
             # As much as without swap: a step that swaps would only be slow before it dies.
@@ -151,7 +153,8 @@ class Container:
         """The same as a line that can be typed."""
         limits = self.limits
         words = [
-            "docker", "run", "--rm", "--network", "none", "--read-only", "--tmpfs", f"{_TMP}:{self._tmp}",
+            "docker", "run", "--rm", "--interactive", "--network", "none",
+            "--read-only", "--tmpfs", f"{_TMP}:{self._tmp}",
             "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", self._user, "--init",
             "--ipc", "private", "--pids-limit", str(limits.pids), "--memory", str(limits.memory),
             "--memory-swap", str(limits.memory), "--shm-size", str(limits.shared_memory),
@@ -188,6 +191,15 @@ def limited(command: Sequence[str], limit_s: float) -> list[str]:
         limit_s: the engine's own limit, which comes first.
     """
     return ["timeout", "--kill-after=10", f"{limit_s + GRACE_S:.0f}", *command]
+
+
+def guarded(command: Sequence[str], package: Path) -> list[str]:
+    """The command in a guard, which ends it when the engine is gone (:mod:`qvlfp8.engine.guard`).
+
+    Args:
+        package: qvlfp8's own source, as it lies inside.
+    """
+    return [PYTHON, "-I", "-S", str(package / "engine" / "guard.py"), "0", *command]
 
 
 def deadline(now: float, limit_s: float) -> str:

@@ -1,11 +1,12 @@
 """A process around each command of an engine, that ends the command when the engine's own process is gone.
 
-``python -I -S guard.py DESCRIPTOR COMMAND…``: standard library alone, so that it starts in milliseconds. It
-leads the session in which the command runs. ``DESCRIPTOR`` is the reading end of a pipe whose other end only
-the engine's process holds: whatever that dies of, the pipe ends, and so does every process of the session. (A
-signal on the parent's death would reach one process, and only if it has asked for it by then; it comes with the
-end of a thread, too.) What else the engine lets it inherit stays open until the session is empty: the store's
-lock, so that no other run begins in between.
+``python -I -S guard.py DESCRIPTOR COMMAND…``: standard library alone, so that it starts in milliseconds.
+It leads the session in which the command runs. ``DESCRIPTOR`` is the reading end of a pipe whose other end
+only the engine's process holds (in a container: standard input, which the daemon closes when that process is
+gone). Whatever the engine's process dies of, the pipe ends, and so does every process of the session. A
+signal on the parent's death would reach one process alone, and only if it has asked for it by then; it comes
+with the end of a thread, too. What else the engine lets it inherit stays open until the session is empty: the
+store's lock, so that no other run begins in between.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def members(leader: int) -> Iterator[int]:
 def main(arguments: list[str]) -> None:
     """Run a command, and end as it ends: with its exit code, or by its signal."""
     alive, command = int(arguments[0]), arguments[1:]
+    with contextlib.suppress(PermissionError):  # it leads one already
+        os.setsid()
     woken, wakes = os.pipe()
     os.set_blocking(wakes, False)
     signal.set_wakeup_fd(wakes)
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> None:
     if child == 0:
         _become(command)
     # Else the command's output would not end with the command.
-    _let_go(sys.stdout.fileno(), sys.stderr.fileno())
+    _let_go(1, 2)
     status = _wait(child, alive, woken)
     _empty(os.getpid())
     if status is None:
@@ -75,7 +78,8 @@ def _become(command: list[str]) -> None:
     # Python ignores them, and so would the command.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    # Whatever else was inherited is the guard's to hold.
+    # What was inherited for the guard is the guard's to hold.
+    _let_go(0)
     os.closerange(3, 1 << 16)
     try:
         os.execvp(command[0], command)  # noqa: S606  (an argument list, as the engine gave it)

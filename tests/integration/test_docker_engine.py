@@ -80,7 +80,10 @@ def package(tmp_path: Path) -> Path:
     """qvlfp8 with no worker but the hostile one."""
     package = tmp_path / "source" / "qvlfp8"
     (package / "worker").mkdir(parents=True)
-    for name in ("__init__.py", "worker/__init__.py", "worker/__main__.py", "worker/protocol.py"):
+    (package / "engine").mkdir()
+    for name in (
+        "__init__.py", "engine/guard.py", "worker/__init__.py", "worker/__main__.py", "worker/protocol.py",
+    ):  # fmt: skip
         shutil.copy(PACKAGE / name, package / name)
     shutil.copy(hostile.__file__, package / "worker" / "hostile.py")
     return package

@@ -53,8 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     root = Path(tempfile.mkdtemp(prefix="qvlfp8-survive-"))
     (root / "drill").mkdir()
-    drill = project.make(root / "drill", sabotage.BY_NAME[options.sabotage] if options.sabotage else None)
     containers = Containers() if options.engine == "docker" else None
+    drill = project.make(
+        root / "drill",
+        sabotage.BY_NAME[options.sabotage] if options.sabotage else None,
+        image=containers.image if containers else None,
+    )
     session = Session(Drilled(drill, options.engine), root, seed=options.seed, say=say, containers=containers)
     tally = session.run(kills=options.kills, deadline=started + 60 * options.minutes)
     _report(tally, time.monotonic() - started)

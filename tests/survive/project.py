@@ -101,11 +101,14 @@ class Drill:
         }
 
 
-def make(root: Path, sabotage: Mapping[str, tuple[str, str]] | None = None) -> Drill:
+def make(
+    root: Path, sabotage: Mapping[str, tuple[str, str]] | None = None, image: str | None = None
+) -> Drill:
     """Write the drill's project below an empty folder.
 
     Args:
         root: the folder.
+        image: the id of an image that stands for that of every environment, in engine ``docker``.
         sabotage: file of the package -> (text in it, what stands there instead): a fault that the session has
             to find.
 
@@ -122,6 +125,12 @@ def make(root: Path, sabotage: Mapping[str, tuple[str, str]] | None = None) -> D
     (worker / "answers").mkdir()
     for name in ("language-fp8-sees", "blind"):
         shutil.copy(ANSWERS / f"{name}.json", worker / "answers")
+    if image is not None:
+        text = (package / "images" / "__init__.py").read_text(encoding="utf-8")
+        text = text.replace("qvlfp8.images.building", "qvlfp8.images.one_image")
+        (package / "images" / "__init__.py").write_text(text, encoding="utf-8")
+        shutil.copy(Path(drill.__file__).parent / "one_image.py", package / "images")
+        (package / "images" / "one_image.txt").write_text(image, encoding="utf-8")
     for name, (was, becomes) in (sabotage or {}).items():
         text = (package / name).read_text(encoding="utf-8")
         if was not in text:

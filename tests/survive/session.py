@@ -154,6 +154,8 @@ class Session:
         watch = Watch(store)
 
         def make(driver: subprocess.Popen[bytes]) -> Attempt:
+            if self._containers:
+                self._containers.own(driver.pid)
             return Attempt(
                 store=store, driver=driver, watch=watch, journal=self._journal,
                 earlier=frozenset(self._sessions), earlier_hosts=frozenset(self._hosts),
