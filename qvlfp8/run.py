@@ -63,6 +63,15 @@ class Progress:
         """A step cannot be executed in this run."""
 
 
+_MISSED_BASELINE = Verdict(
+    status="error",
+    fault=Fault(
+        kind="baseline-late", message="the BF16 model's run was not kept yet when this one needed it"
+    ),
+)
+"""A worker goes on to its next job while the one before is being kept, which a slow disk makes long."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Task:
     """One build, one model, or one batch; ``steps`` are what it answers."""
@@ -271,6 +280,8 @@ class Runner:
             scratch = jobs[step.digest].out
             result = _read_result(scratch)
             verdict = judge(step.stage, result, ended, limit)
+            if verdict.status == "pass" and self._missed_baseline(step, scratch, result):
+                verdict = _MISSED_BASELINE
             if not (scratch / LOG).exists():
                 _append(batch_log, scratch / LOG)
             kept.add(step.digest)
@@ -307,6 +318,13 @@ class Runner:
         for step in ready:
             if step.digest not in kept:
                 finish(step, ended)
+
+    def _missed_baseline(self, step: Step, scratch: Path, result: Mapping[str, Any] | None) -> bool:
+        """Whether a run came as far as being compared, and its baseline, kept too late, was not there yet."""
+        compared = (result or {}).get("measured", {}).get("fidelity") is not None
+        if step.stage != "generate" or compared or not (scratch / "generation").is_dir():
+            return False
+        return any((self._store.entry("generate", need) / "generation").is_dir() for need in step.needs)
 
     def _fault(self, error: QvlError) -> Verdict:
         """What kept steps from being executed: told at the end, and on record as the machine's fault."""

@@ -50,6 +50,8 @@ class VenvEngine:
         folder = self._folder(environment, lock)
         if (facts := _facts_of(folder)) is not None:
             # Made by a run that was killed before it could say so.
+            with writing(log):
+                log.write_text(f"{folder} is whole: an earlier run made it\n", encoding="utf-8")
             return facts
         started = time.monotonic()
         with writing(folder):

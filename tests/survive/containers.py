@@ -1,4 +1,4 @@
-"""The containers of engine ``docker``'s steps, as the daemon has them: those of this session's drivers alone."""
+"""The containers of engine ``docker``'s steps, as the daemon has them: those of this session alone."""
 
 from __future__ import annotations
 

@@ -54,18 +54,27 @@ def not_whole(root: Path, found: Mapping[Key, Entry]) -> Iterator[str]:
             yield f"{stage} {record.subject}: its log is not the one that its record names"
 
 
+def finished(found: Mapping[Key, Entry]) -> set[Key]:
+    """The steps that nothing has to do again: not an error, and read what is there now."""
+    made = {name: entry.record.made for (stage, name), entry in found.items() if stage != "build"}
+
+    def is_stale(record: Record) -> bool:
+        return any(record.read.get(need) != made[need] for need in record.inputs["needs"] if need in made)
+
+    return {key for key, entry in found.items() if entry.final and not is_stale(entry.record)}
+
+
 def gone(before: Mapping[Key, Entry], now: Mapping[Key, Entry]) -> Iterator[str]:
     """What was finished and is no longer there."""
-    for key, entry in before.items():
-        if entry.final and key not in now:
-            yield f"{key[0]} {entry.record.subject}: its record was there, and is gone"
+    for key in sorted(finished(before) - now.keys()):
+        yield f"{key[0]} {before[key].record.subject}: its record was there, and is gone"
 
 
 def replaced(before: Mapping[Key, Entry], now: Mapping[Key, Entry]) -> Iterator[str]:
     """What was finished and has another record now: it was executed again."""
-    for key, entry in before.items():
-        if entry.final and key in now and now[key].content != entry.content:
-            yield f"{key[0]} {entry.record.subject}: it was finished, and has another record now"
+    for key in sorted(finished(before) & now.keys()):
+        if now[key].content != before[key].content:
+            yield f"{key[0]} {before[key].record.subject}: it was finished, and has another record now"
 
 
 def differing(wanted: Mapping[Key, Entry], found: Mapping[Key, Entry]) -> Iterator[str]:

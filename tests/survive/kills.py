@@ -44,10 +44,10 @@ def draw_moment(dice: random.Random, *, start: float, length: float) -> Moment:
     if way < 0.1:
         return Moment(delay=dice.uniform(0, start))
     if way < 0.4:
-        return Moment(delay=dice.uniform(0, length))
+        return Moment(delay=dice.uniform(0, 0.6 * length))
     event = dice.choices(list(_EVENTS), list(_EVENTS.values()))[0]
     delay = dice.choice([0.0, 0.0, dice.uniform(0, 0.003), dice.uniform(0, 0.03)])
-    times = 1 if event in {"locked", "view"} else dice.choice([1, 1, 2, 3, 5, 8])
+    times = 1 if event in {"locked", "view"} else dice.choice([1, 1, 1, 2, 3, 5])
     return Moment(delay=delay, event=event, times=times)
 
 

@@ -235,7 +235,7 @@ class _Round:
         return not errors
 
     def _attempt(self) -> Attempt:
-        finished = {key for key, entry in self._known.items() if entry.final}
+        finished = kept.finished(self._known)
         running = self._session.start(self._store, again=self._again)
         while not running.over and not self._enough():
             moment = kills.draw_moment(
@@ -247,7 +247,6 @@ class _Round:
             for event in running.watch.wait(0.05):
                 running.note(event)
             running.listen()
-            running.children()
             if time.monotonic() - running.started > _LIMIT_S:
                 self._lost([f"the driver hung for {_LIMIT_S:.0f} s"], "")
                 processes.kill(running.driver.pid)

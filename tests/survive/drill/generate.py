@@ -30,7 +30,9 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
     with told("generate"):
         digest = folder_digest(Path(params["checkpoint"]))
         baseline = params.get("baseline")
-        beside = folder_digest(Path(baseline) / FOLDER) if baseline else ""
+        beside = (
+            folder_digest(Path(baseline) / FOLDER) if baseline and (Path(baseline) / IDS).exists() else None
+        )
         (out / FOLDER).mkdir()
         for name in (IDS, TOKENS, LOGPROBS):
             work(0.06)
@@ -43,5 +45,5 @@ def run(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
             "checkpoint_digest": digest, "exam_digest": "0" * 64, "options": dict(params["options"]),
             "load": {"seconds": time.monotonic() - started, "memory_mb": None,
                      "exception": refused if baseline else None},
-            "answers": [], "fidelity": None, "speed": None, "log_marks": [],
+            "answers": [], "fidelity": beside and {"of": beside}, "speed": None, "log_marks": [],
         }  # fmt: skip
