@@ -33,6 +33,7 @@ from qvlfp8.results import Fault, Host, Record
 from qvlfp8.store import LOG, Store, writing
 from qvlfp8.survey import Lookup, survey
 from qvlfp8.wanted import wanted
+from qvlfp8.worker.generate import LOGPROBS
 from qvlfp8.worker.run_bundle import gpus_here
 
 TIME_LIMIT_S: Mapping[str, float] = {
@@ -322,9 +323,9 @@ class Runner:
     def _missed_baseline(self, step: Step, scratch: Path, result: Mapping[str, Any] | None) -> bool:
         """Whether a run came as far as being compared, and its baseline, kept too late, was not there yet."""
         compared = (result or {}).get("measured", {}).get("fidelity") is not None
-        if step.stage != "generate" or compared or not (scratch / "generation").is_dir():
+        if step.stage != "generate" or compared or not (scratch / LOGPROBS).exists():
             return False
-        return any((self._store.entry("generate", need) / "generation").is_dir() for need in step.needs)
+        return any((self._store.entry("generate", need) / LOGPROBS).exists() for need in step.needs)
 
     def _fault(self, error: QvlError) -> Verdict:
         """What kept steps from being executed: told at the end, and on record as the machine's fault."""

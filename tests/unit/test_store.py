@@ -104,6 +104,30 @@ def test_the_next_run_sweeps_what_was_half_made(tmp_path: Path) -> None:
         assert not left.exists()
 
 
+def test_what_was_moved_away_for_a_new_entry_comes_back_if_that_never_came(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_self: Path, _target: Path) -> Path:
+        raise Killed
+
+    with store.locked():
+        commit(store, record())
+        scratch = store.scratch("x")
+        first = Path.rename
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
+            # The first rename moves the old entry away; at the second, the run is killed.
+            calls = iter([first, killed])
+            patched.setattr(Path, "rename", lambda self, target: next(calls)(self, target))
+            store.commit(scratch, record(status="fail"))
+        assert store.record("inspect", "a" * 64) is None
+    with Store(tmp_path).locked():
+        assert store.record("inspect", "a" * 64) == record()
+    assert not list(store.tmp.iterdir())
+
+
 def test_a_second_run_in_one_store_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     first, second = Store(tmp_path), Store(tmp_path)
     with first.locked():
