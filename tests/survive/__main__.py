@@ -9,36 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.survive import processes, project, sabotage
 from tests.survive.containers import Containers
 from tests.survive.session import Session, Tally, spread
-
-
-@dataclass(frozen=True)
-class Drilled:
-    """The drill's project in one engine."""
-
-    drill: project.Drill
-    engine: str
-
-    @property
-    def told(self) -> Path:
-        """The drill workers' pipe."""
-        return self.drill.pipe
-
-    def command(self, store: Path, *, again: bool) -> list[str]:
-        """`qvlfp8 matrix` of the copy."""
-        return [*self.drill.command(store, engine=self.engine), *(["--again"] if again else [])]
-
-    def variables(self) -> dict[str, str]:
-        """Its environment."""
-        return self.drill.variables()
-
-    def prepare(self, store: Path) -> None:
-        """An empty store is ready."""
+from tests.survive.subjects import Drilled, Real
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,15 +28,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[{time.monotonic() - started:7.1f} s] {text}", flush=True)
 
     root = Path(tempfile.mkdtemp(prefix="qvlfp8-survive-"))
-    (root / "drill").mkdir()
-    containers = Containers() if options.engine == "docker" else None
-    drill = project.make(
-        root / "drill",
-        sabotage.BY_NAME[options.sabotage] if options.sabotage else None,
-        image=containers.image if containers else None,
-    )
-    session = Session(Drilled(drill, options.engine), root, seed=options.seed, say=say, containers=containers)
-    tally = session.run(kills=options.kills, deadline=started + 60 * options.minutes)
+    deadline = started + 60 * options.minutes
+    tally = Tally()
+    if options.kills:
+        (root / "drill").mkdir()
+        containers = Containers() if options.engine == "docker" else None
+        drill = project.make(
+            root / "drill",
+            sabotage.BY_NAME[options.sabotage] if options.sabotage else None,
+            image=containers.image if containers else None,
+        )
+        drilled = Drilled(drill, options.engine)
+        session = Session(
+            drilled, root / "drill", seed=options.seed, say=say, tally=tally, containers=containers
+        )
+        session.run(kills=options.kills, deadline=deadline, until_found=options.sabotage is not None)
+    if options.real and (missing := Real.missing()):
+        print(f"real: not run, since {missing} is not built; `nox -s matrix` builds it")
+    elif options.real:
+        (root / "real").mkdir()
+        session = Session(Real(), root / "real", seed=options.seed, say=say, tally=tally)
+        session.run(kills=tally.kills + options.real, deadline=deadline)
     _report(tally, time.monotonic() - started)
     if options.keep or not tally.good:
         print(f"kept: {root}")
@@ -71,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.survive", description=__doc__)
-    parser.add_argument("--kills", type=int, default=300, help="how many, at least [300]")
+    parser.add_argument("--kills", type=int, default=300, help="how many, with drill workers [300]")
+    parser.add_argument("--real", type=int, default=10, help="and with real ModelOpt and vLLM loaders [10]")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="[drawn, and printed]")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no more kills after these [60]")
     parser.add_argument("--engine", choices=["venv", "docker"], default="venv")

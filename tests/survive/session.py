@@ -93,6 +93,7 @@ class Session:
         *,
         seed: int,
         say: Callable[[str], None],
+        tally: Tally,
         containers: Containers | None = None,
     ) -> None:
         self._subject = subject
@@ -103,10 +104,15 @@ class Session:
         self._journal = Journal(subject.told) if subject.told else None
         self._sessions: set[int] = set()
         self._hosts: set[str] = set()
-        self.tally = Tally()
+        self.tally = tally
 
-    def run(self, *, kills: int, deadline: float) -> Tally:
-        """Kill so often, or until ``deadline`` (of time.monotonic).
+    def run(self, *, kills: int, deadline: float, until_found: bool = False) -> None:
+        """Kill until there were so many kills in all.
+
+        Args:
+            kills: how many there are then.
+            deadline: of time.monotonic(): no more kills after it.
+            until_found: end with the first loss or doubling.
 
         Raises:
             RuntimeError: the undisturbed run did not end, or left an error on record.
@@ -117,8 +123,10 @@ class Session:
             raise RuntimeError(f"the undisturbed run had a fault: {errors[0]}; see {self._log}")
         self._say(f"undisturbed: {len(undisturbed.entries)} records in {undisturbed.seconds:.1f} s")
         while self.tally.kills < kills and time.monotonic() < deadline:
-            _Round(self, undisturbed, kills, deadline).run()
-        return self.tally
+            one = _Round(self, undisturbed, kills, deadline, until_found=until_found)
+            one.run()
+            if one.found:
+                return
 
     @property
     def _log(self) -> Path:
@@ -192,7 +200,10 @@ class Session:
 
 
 class _Round:
-    def __init__(self, session: Session, undisturbed: Undisturbed, goal: int, deadline: float) -> None:
+    def __init__(
+        self, session: Session, undisturbed: Undisturbed, goal: int, deadline: float, *, until_found: bool
+    ) -> None:
+        self._until_found = until_found
         self._session = session
         self._tally = session.tally
         self._dice = session._dice
@@ -204,11 +215,17 @@ class _Round:
         self._built: dict[str, int] = {}
         self._again = False
 
+    @property
+    def found(self) -> bool:
+        """Whether something was found, and that is enough."""
+        return self._until_found and bool(self._tally.lost or self._tally.doubled)
+
     def run(self) -> None:
         """Kill until the driver comes to its end, and compare what it left."""
         self._tally.rounds += 1
         while not self._complete(self._attempt()):
-            pass
+            if self.found:
+                return
         if self._dice.random() < 0.3 and not self._enough():
             # What is finished is done once more, as was asked for: its records are replaced, never missing.
             self._again = True

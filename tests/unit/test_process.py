@@ -129,7 +129,7 @@ def test_a_killed_driver_takes_its_commands_with_it_and_keeps_the_store_until_th
     with driver, driver.stdout as said:
         child = int(said.readline())
         session = os.getsid(child)
-        leader_of_both = {pid for pid in guard.members(session)}
+        leader_of_both = set(guard.members(session))
         driver.kill()
         driver.wait()
     # No error that says that it is busy: the killed run's commands end first.

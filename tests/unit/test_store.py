@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,12 +117,17 @@ def test_what_was_moved_away_for_a_new_entry_comes_back_if_that_never_came(tmp_p
     with store.locked():
         commit(store, record())
         scratch = store.scratch("x")
-        first = Path.rename
-        with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
-            # The first rename moves the old entry away; at the second, the run is killed.
-            calls = iter([first, killed])
-            patched.setattr(Path, "rename", lambda self, target: next(calls)(self, target))
-            store.commit(scratch, record(status="fail"))
+        first: Callable[[Path, Path], Path] = Path.rename
+        # The first rename moves the old entry away; at the second, the run is killed.
+        calls = iter([first, killed])
+
+        def rename(path: Path, target: Path) -> Path:
+            return next(calls)(path, target)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Path, "rename", rename)
+            with pytest.raises(Killed):
+                store.commit(scratch, record(status="fail"))
         assert store.record("inspect", "a" * 64) is None
     with Store(tmp_path).locked():
         assert store.record("inspect", "a" * 64) == record()
