@@ -162,6 +162,24 @@ class DatasetError(QvlError):
     meaning = "a data set cannot be calibrated on: unreadable, too small, or too much of it unusable"
 
 
+class ClusterError(QvlError):
+    """No Ray cluster, or one that cannot carry out a plan as this driver would."""
+
+    exit_code = 20
+    meaning = "no Ray cluster answers, or one of its nodes cannot be used (another qvlfp8, no shared store)"
+
+
+class SharedStoreError(QvlError):
+    """The store that all nodes of a cluster reach cannot be used, or holds something else than was written."""
+
+    exit_code = 21
+    meaning = "the store that all nodes reach cannot be read or written, or what is in it is damaged"
+
+
+class DamagedEntryError(SharedStoreError):
+    """A file of a finished step is gone, or not what was written there."""
+
+
 def _all_errors() -> list[type[QvlError]]:
     return sorted(QvlError.__subclasses__(), key=lambda kind: kind.exit_code)
 

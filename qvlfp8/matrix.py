@@ -36,6 +36,7 @@ from qvlfp8.environments import (
 )
 from qvlfp8.finding_kinds import KINDS
 from qvlfp8.recipe import Recipe, Sentence, read_recipes
+from qvlfp8.resources import STAGES, ResourceRow
 from qvlfp8.scoring import Bounds
 from qvlfp8.yamlfile import Document, Location, Strict
 
@@ -84,6 +85,7 @@ class MatrixFile(Strict):
     exam: Exam = Exam()
     bounds: tuple[BoundsRow, ...] = ()
     runners: tuple[RunnerRow, ...] = ()
+    resources: tuple[ResourceRow, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
     expectations: tuple[Expectation, ...] = ()
 
@@ -152,6 +154,7 @@ def parse_matrix(document: Document) -> Matrix:
     _check_expectations(document, matrix)
     _check_bounds(document, matrix)
     _check_runners(document, file)
+    _check_resources(document, matrix)
     return matrix
 
 
@@ -292,6 +295,16 @@ def _check_runners(document: Document, file: MatrixFile) -> None:
         for glob in globs(row.serve):
             if not any(fnmatchcase(name, glob) for name in known):
                 raise _names_nothing(document, ("runners", index, "serve"), glob, known)
+
+
+def _check_resources(document: Document, matrix: Matrix) -> None:
+    subjects = dict.fromkeys(name for cell in matrix.cells for name in (cell.id, cell.checkpoint, cell.baseline))
+    fields: dict[str, Iterable[str]] = {"stages": STAGES, "subjects": subjects}
+    for index, row in enumerate(matrix.file.resources):
+        for field, known in fields.items():
+            for glob in globs(getattr(row, field)):
+                if not any(fnmatchcase(name, glob) for name in known):
+                    raise _names_nothing(document, ("resources", index, field), glob, known)
 
 
 def _closest(finding: str) -> str:

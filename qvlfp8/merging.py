@@ -15,8 +15,8 @@ from typing import get_args
 
 from qvlfp8 import digest
 from qvlfp8.errors import QvlError, UsageError
+from qvlfp8.execute import digest_of_what_was_made
 from qvlfp8.results import Record, RecordedStage
-from qvlfp8.run import digest_of_what_was_made
 from qvlfp8.store import LOG, Store, writing
 
 Key = tuple[RecordedStage, str]

@@ -16,7 +16,7 @@ from qvlfp8.errors import UsageError
 from qvlfp8.evidence import Evidence
 from qvlfp8.locks import Lock, Target, find_lock, path_of, problem
 from qvlfp8.matrix import Matrix, read_matrix
-from qvlfp8.plan import LockKey, Plan, Step, make_plan
+from qvlfp8.plan import NOTHING, LockKey, Plan, Step, make_plan
 from qvlfp8.results import Record
 from qvlfp8.store import Store
 from qvlfp8.survey import Lookup, survey
@@ -122,25 +122,37 @@ class Project:
         """The committed records."""
         return Evidence(self.results or self.matrix.path.parent / "results")
 
+    def own(self, step: Step) -> Record | None:
+        """The record of a step in the store."""
+        return self.store.record(step.stage, step.digest)
+
     def lookup(self, step: Step) -> Record | None:
         """The record of a step: this machine's own, else a committed one."""
-        return self.store.record(step.stage, step.digest) or self.evidence.record(step)
+        return self.own(step) or self.evidence.record(step)
 
     def executed(self, step: Step) -> Record | None:
         """The record of a step that spares executing it: what needs no GPU is proven here, not trusted."""
-        own = self.store.record(step.stage, step.digest)
-        return own or (self.evidence.record(step) if step.stage == "generate" else None)
+        return self.own(step) or (self.evidence.record(step) if step.stage == "generate" else None)
 
     def older(self, step: Step) -> Record | None:
         """The newest record of a step's stage and subject that is not current; this machine's first."""
         own = self.store.older(step.stage, step.subject, than=step.digest)
         return own or self.evidence.older(step)
 
-    def views(self, plan: Plan, lookup: Lookup | None = None) -> tuple[CellView, ...]:
-        """The plan's cells with what their records say: all there are, or those that ``lookup`` finds."""
+    def views(
+        self, plan: Plan, lookup: Lookup | None = None, lacking: Mapping[str, str] = NOTHING
+    ) -> tuple[CellView, ...]:
+        """The plan's cells with what their records say.
+
+        Args:
+            plan: of the cells.
+            lookup: finds the records [default: all there are].
+            lacking: what steps ask for that no machine has, by digest.
+        """
         from qvlfp8.report.table import view_cells
 
-        return view_cells(plan, survey(plan, lookup or self.lookup, self.older), self.matrix.bounds)
+        seen = survey(plan, lookup or self.lookup, self.older)
+        return view_cells(plan, seen, self.matrix.bounds, lacking)
 
     def surprises(self, view: CellView) -> Iterator[tuple[Stage, str | None]]:
         """(stage, what is not as expected or None) for each stage of a cell."""

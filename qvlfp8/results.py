@@ -38,6 +38,16 @@ class Fault(Strict):
     where: str | None = None
 
 
+class Attempt(Strict):
+    """An earlier try of a step, which ended in an error: the machine's fault."""
+
+    started: str
+    seconds: float
+    fault: Fault
+    where: str | None = None
+    """The node of a cluster that it ran on."""
+
+
 class Host(Strict):
     """The machine that executed a stage."""
 
@@ -69,6 +79,8 @@ class Record(Strict):
     """Digest of the files that the stage made: a model, a checkpoint."""
     read: dict[str, Digest] = Field(default_factory=dict)
     """Step digest -> digest of the files of that step which this one read."""
+    attempts: tuple[Attempt, ...] | None = None
+    """The earlier tries of a step that a cluster tried again."""
     evidence: Digest | None = None
     """Key under which the record can stand, committed, for a step that was executed elsewhere."""
     log: str | None = None

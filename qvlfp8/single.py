@@ -25,13 +25,14 @@ from qvlfp8.errors import (
     WorkerError,
 )
 from qvlfp8.hf_ptq import find_script
+from qvlfp8.host import this_host
 from qvlfp8.hub import downloaded
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock, read_lock
+from qvlfp8.progress import Progress
 from qvlfp8.project import Project
 from qvlfp8.recipe import Recipe, find_recipe
 from qvlfp8.results import Fault, Record, RecordedStage
-from qvlfp8.run import Progress, this_host
 from qvlfp8.store import LOG, Store, writing
 from qvlfp8.untrusted import NotACheckpoint
 from qvlfp8.worker.calibration_pictures import UNUSABLE

@@ -31,6 +31,13 @@ def of_judgement() -> str:
 
 
 @cache
+def of_package() -> str:
+    """SHA-256 (hex) over every module of this package: equal on machines that would do the same."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return of_json({path.relative_to(PACKAGE).as_posix(): of_file(path) for path in paths})
+
+
+@cache
 def of_trained_weights() -> str:
     """SHA-256 (hex) of the shipped weights of the trained reference model."""
     return of_file(PACKAGE / "reference" / "trained" / "model.safetensors")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Container, Mapping, Set
 
 from qvlfp8.environments import Device
 from qvlfp8.plan import Plan, Step
@@ -21,6 +21,7 @@ def wanted(
     again: bool,
     intact: Intact,
     built: Callable[[Step], bool],
+    lacking: Container[str] = (),
 ) -> tuple[Step, ...]:
     """The steps without a final record that nothing failed before, in the plan's order; builds for them.
 
@@ -29,10 +30,11 @@ def wanted(
         again: execute what has a final record as well, models excepted.
         intact: asked of what a wanted step reads; what is no longer there is made anew.
         built: whether an environment is there.
+        lacking: digests of the steps for which there is no machine that could execute them.
     """
     broken: set[str] = set()
     while True:
-        chosen = _open_steps(plan, seen, broken, devices, again=again)
+        chosen = _open_steps(plan, seen, broken, devices, lacking, again=again)
         read = {need for digest in chosen for need in plan.steps[digest].needs} - chosen
         lost = {need for need in read if not intact(plan.steps[need], seen[need].record)}
         if not lost:
@@ -47,7 +49,13 @@ def wanted(
 
 
 def _open_steps(
-    plan: Plan, seen: Mapping[str, Seen], broken: Set[str], devices: Set[Device], *, again: bool
+    plan: Plan,
+    seen: Mapping[str, Seen],
+    broken: Set[str],
+    devices: Set[Device],
+    lacking: Container[str],
+    *,
+    again: bool,
 ) -> set[str]:
     chosen: set[str] = set()
     doomed: set[str] = set()
@@ -65,7 +73,7 @@ def _open_steps(
             or chosen.intersection(step.needs)
             or (again and step.stage != "model")
         ):
-            chosen.add(step.digest)
+            (doomed if step.digest in lacking else chosen).add(step.digest)
         elif final.status == "fail":
             doomed.add(step.digest)
     return chosen

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
@@ -13,14 +13,18 @@ from qvlfp8.cells import Cell
 from qvlfp8.engine import Engine
 from qvlfp8.engine.choose import EngineName, make_engine
 from qvlfp8.errors import QvlError, StoreWriteError, WorkerError
+from qvlfp8.host import devices
 from qvlfp8.judge import DISK
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
 from qvlfp8.report.render import print_table, to_json, to_markdown
 from qvlfp8.report.table import CellView
-from qvlfp8.run import Runner, devices
+from qvlfp8.run import Here, Runner
 from qvlfp8.store import writing
+
+if TYPE_CHECKING:
+    from qvlfp8.commands.cluster import ClusterOptions
 
 
 class UnexpectedError(QvlError):
@@ -38,11 +42,13 @@ def run_matrix(
     engine: EngineName,
     verbose: bool,
     evidence: bool = True,
+    cluster: ClusterOptions | None = None,
 ) -> None:
     """Execute, print, and compare with what is expected.
 
     Args:
         evidence: as for :func:`execute`.
+        cluster: where the steps are carried out, if not on this machine by ``engine``.
 
     Raises:
         QvlError: by class; what could be executed was.
@@ -51,13 +57,21 @@ def run_matrix(
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
     faults: list[QvlError] = []
+    lacking: Mapping[str, str] = {}
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
-        plan, _ = execute(
-            project, cells, progress, engine=engine, again=again, evidence=evidence, jobs=jobs, faults=faults
-        )
-    views = project.views(plan, project.executed)
+        if cluster is None:
+            plan, _ = execute(
+                project, cells, progress, engine=engine, again=again, evidence=evidence, jobs=jobs, faults=faults
+            )
+        else:
+            from qvlfp8.commands.cluster import execute_on_cluster
+
+            plan, faults, lacking = execute_on_cluster(
+                project, cells, progress, cluster, again=again, evidence=evidence, jobs=jobs
+            )
+    views = project.views(plan, project.executed, lacking)
     _publish(project, views)
     print_table(Console(), views)
     console.print(_summary(project, plan, views), markup=False, highlight=False, soft_wrap=True)
@@ -96,23 +110,23 @@ def execute(
     locks = project.locks(cells)
     plan = project.plan(cells, locks)
     running_in = make_engine(engine, project.store, project.matrix.file.locks, announce=progress.announce)
-    runner = Runner(
+    place = Here(
         plan,
         store=project.store,
         engine=running_in,
         environments=project.environments,
         locks=locks,
         progress=progress,
-        lookup=project.executed if evidence else None,
         devices=devices(),
-        again=again,
+        jobs=jobs,
     )
-    runner.run(jobs)
+    lookup = project.executed if evidence else project.own
+    Runner(plan, place, progress=progress, lookup=lookup, again=again).run()
     if faults is not None:
-        faults += runner.faults
+        faults += place.faults
         return plan, running_in
-    if runner.faults:
-        raise runner.faults[0]
+    if place.faults:
+        raise place.faults[0]
     raise_for_errors(project.views(plan, project.executed))
     return plan, running_in
 

@@ -10,6 +10,7 @@ from qvlfp8 import __version__, digest, merging, source
 from qvlfp8.engine import Exit
 from qvlfp8.errors import QvlError, UsageError
 from qvlfp8.evidence import Evidence
+from qvlfp8.execute import TIME_LIMIT_S
 from qvlfp8.importing import Expected, Imported, Rejected, expected_of, read_results
 from qvlfp8.judge import judge
 from qvlfp8.locks import Lock
@@ -17,7 +18,6 @@ from qvlfp8.plan import LockKey, Plan, Step, repeat_command
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import write_pages
 from qvlfp8.results import Fault, Record
-from qvlfp8.run import TIME_LIMIT_S
 from qvlfp8.store import Store
 from qvlfp8.truth import TRUTH_PER_TASK, session
 from qvlfp8.truth.asking import WORKER, Asking, asking, find_cells

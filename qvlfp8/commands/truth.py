@@ -14,9 +14,10 @@ from qvlfp8.commands.matrix import execute
 from qvlfp8.engine import Batch, Engine, Job
 from qvlfp8.engine.choose import EngineName
 from qvlfp8.errors import QvlError, UsageError
+from qvlfp8.execute import TIME_LIMIT_S
+from qvlfp8.host import devices
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
-from qvlfp8.run import TIME_LIMIT_S, devices
 from qvlfp8.store import writing
 from qvlfp8.truth import session
 from qvlfp8.truth.asking import WORKER, Asking, asking, cells_of

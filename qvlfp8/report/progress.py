@@ -23,8 +23,8 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from qvlfp8.plan import Step
+from qvlfp8.progress import Progress
 from qvlfp8.results import Record
-from qvlfp8.run import Progress
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!"}
 STYLES = {"pass": "green", "fail": "red", "error": "yellow"}
@@ -139,6 +139,13 @@ class ConsoleProgress(Progress):
         """A step cannot be executed in this run."""
         self._advance()
         self._print(f"- {step.stage} {step.subject}  blocked: {because}", style="yellow")
+
+    def retry(self, record: Record, *, attempt: int, of: int, delay_s: float) -> None:
+        """A step ended in an error, and is tried again."""
+        self._print(
+            f"! {record.stage} {record.subject}  {record.because()}  (attempt {attempt} of {of} in {delay_s:g} s)",
+            style="yellow",
+        )
 
     def _advance(self) -> None:
         with self._guard:

@@ -15,7 +15,7 @@ from qvlfp8 import results, scoring
 from qvlfp8.cells import GENERATED, Cell, Stage
 from qvlfp8.environments import Device
 from qvlfp8.findings import Finding
-from qvlfp8.plan import Plan, Step
+from qvlfp8.plan import NOTHING, Plan, Step
 from qvlfp8.results import Host, Record, Status
 from qvlfp8.scoring import Bounds
 from qvlfp8.survey import Seen
@@ -46,6 +46,8 @@ class StageView:
     """It was executed elsewhere, by a worker whose source has changed since; :attr:`remark` says so."""
     older: bool = False
     """Of a stale one: there is nothing but a record of something else than what is asked now."""
+    lacking: bool = False
+    """No machine that could be had has what it asks for; ``because`` says what."""
 
     @property
     def remark(self) -> str:
@@ -55,7 +57,8 @@ class StageView:
     @property
     def excused(self) -> bool:
         """Whether it was not run, as it is now, because this machine cannot."""
-        return self.device == "cuda" and (self.status == "not run" or self.older)
+        elsewhere = self.device == "cuda" or self.lacking
+        return elsewhere and (self.status == "not run" or self.older)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -115,13 +118,35 @@ _ABSENT: tuple[Status, ...] = ("blocked", "not run")
 
 
 def view_cells(
-    plan: Plan, seen: Mapping[str, Seen], bounds: Callable[[Cell], Bounds]
+    plan: Plan,
+    seen: Mapping[str, Seen],
+    bounds: Callable[[Cell], Bounds],
+    lacking: Mapping[str, str] = NOTHING,
 ) -> tuple[CellView, ...]:
-    """All cells of a plan with what their records say; ``bounds`` are those of a cell's recipe."""
+    """All cells of a plan with what their records say.
+
+    Args:
+        plan: of the cells.
+        seen: what is known of its steps.
+        bounds: those of a cell's recipe.
+        lacking: what steps ask for that no machine has, by digest.
+    """
     return tuple(
-        CellView(cell=cell, stages=(*_executed(plan, seen, cell), *_generated(plan, seen, cell, bounds)))
+        CellView(
+            cell=cell,
+            stages=tuple(
+                _lacking(view, lacking)
+                for view in (*_executed(plan, seen, cell), *_generated(plan, seen, cell, bounds))
+            ),
+        )
         for cell in plan.cells
     )
+
+
+def _lacking(view: StageView, lacking: Mapping[str, str]) -> StageView:
+    if view.status != "not run" or view.digest not in lacking:
+        return view
+    return replace(view, because=lacking[view.digest], lacking=True)
 
 
 def _executed(plan: Plan, seen: Mapping[str, Seen], cell: Cell) -> Iterable[StageView]:

@@ -20,10 +20,10 @@ from xdist.remote import Producer
 
 from qvlfp8.commands.images import make_base
 from qvlfp8.errors import QvlError
+from qvlfp8.host import default_jobs, this_host
 from qvlfp8.images import base as bases
 from qvlfp8.images.daemon import connect
 from qvlfp8.project import Project
-from qvlfp8.run import default_jobs, this_host
 from qvlfp8.store import Store
 from tests.integration.grouping import GroupScheduling, check, group_of
 from tests.integration.loader import Hosts

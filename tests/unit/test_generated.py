@@ -88,17 +88,18 @@ class Vllm:
 
 
 def execute(project: Project, script: Vllm) -> dict[str, CellView]:
-    from qvlfp8.run import Runner
+    from qvlfp8.run import Here, Runner
 
     cells = project.matrix.cells
     locks = project.locks(cells)
     plan = project.plan(cells, locks)
     with project.store.locked():
-        runner = Runner(
+        seen = Seen()
+        place = Here(
             plan, store=project.store, engine=FakeEngine(script), environments=project.environments,
-            locks=locks, progress=Seen(), lookup=project.lookup,
+            locks=locks, progress=seen, jobs=2,
         )  # fmt: skip
-        runner.run(jobs=2)
+        Runner(plan, place, progress=seen, lookup=project.lookup).run()
     return {view.cell.id: view for view in project.views(plan)}
 
 

@@ -18,9 +18,10 @@ from qvlfp8.environments import Environment
 from qvlfp8.errors import GpuRuntimeError, IndexUnreachableError, QvlError, StoreWriteError
 from qvlfp8.locks import Lock
 from qvlfp8.plan import Plan
+from qvlfp8.progress import Progress
 from qvlfp8.project import Project
 from qvlfp8.report.table import CellView
-from qvlfp8.run import Progress, Runner
+from qvlfp8.run import Here, Runner
 from tests.unit.factory import open_project
 
 GOOD_PREFLIGHT: dict[str, Any] = json.loads(
@@ -118,15 +119,15 @@ class Bench:
         self.locks = self.project.locks(self.cells)
         self.plan: Plan = self.project.plan(self.cells, self.locks)
 
-    def run(self, engine: FakeEngine, *, again: bool = False) -> tuple[Seen, Runner]:
+    def run(self, engine: FakeEngine, *, again: bool = False) -> tuple[Seen, Here]:
         seen = Seen()
         with self.project.store.locked():
-            runner = Runner(
+            place = Here(
                 self.plan, store=self.project.store, engine=engine, environments=self.project.environments,
-                locks=self.locks, progress=seen, again=again,
+                locks=self.locks, progress=seen, jobs=2,
             )  # fmt: skip
-            runner.run(jobs=2)
-        return seen, runner
+            Runner(self.plan, place, progress=seen, lookup=self.project.own, again=again).run()
+        return seen, place
 
     def views(self) -> tuple[CellView, ...]:
         return self.project.views(self.plan)

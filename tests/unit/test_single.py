@@ -15,8 +15,8 @@ from qvlfp8.engine import Batch, Exit
 from qvlfp8.environments import Environment
 from qvlfp8.errors import DatasetError
 from qvlfp8.locks import Lock
+from qvlfp8.progress import Progress
 from qvlfp8.results import Record
-from qvlfp8.run import Progress
 from tests.unit.factory import open_project
 
 CALIBRATION = {"modality": "text", "samples": 3, "images": 0, "tokens": 99}

@@ -1,0 +1,447 @@
+"""A Ray cluster as a place where tasks are carried out (:class:`qvlfp8.run.Place`).
+
+The driver keeps no checkpoint: records and logs alone go into its own store, as they come. What is finished
+is in the shared store, where a driver that is started again finds it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from qvlfp8 import errors
+from qvlfp8.cluster import connect
+from qvlfp8.cluster.order import LockText, Setting, order_for
+from qvlfp8.cluster.retry import Retries, attempt_of, is_retried
+from qvlfp8.cluster.shared import SharedStore
+from qvlfp8.environments import Device, Environment
+from qvlfp8.errors import QvlError, WorkerError
+from qvlfp8.execute import Executor, Site, digest_of_what_was_made, now
+from qvlfp8.locks import Lock
+from qvlfp8.plan import LockKey, Plan, Step
+from qvlfp8.progress import Progress
+from qvlfp8.resources import Demand, ResourceRow, demand_of, lacking, together
+from qvlfp8.results import Attempt, Fault, Record
+from qvlfp8.store import LOG, Store, writing
+from qvlfp8.tasks import Task
+
+if TYPE_CHECKING:
+    from qvlfp8.engine import Batch, Exit
+
+_WAIT_S = 1.0
+"""How long the driver waits for the cluster before it looks at what else is due."""
+
+_CANCEL_S = 20.0
+"""How long tasks that were cancelled may take to end what they run."""
+
+_AHEAD = 2
+"""Tasks that are handed to Ray, for each that could run at once: it always has the next ones at hand."""
+
+
+@dataclass(frozen=True, order=True)
+class _Due:
+    """A task that is to be tried again, by the monotonic clock."""
+
+    at: float
+    task: Task = field(compare=False)
+    attempt: int = field(compare=False)
+
+
+@dataclass(kw_only=True)
+class _Sent:
+    """A task that the cluster has: where it is, since when, and which of its steps it has answered."""
+
+    task: Task
+    attempt: int
+    started: str
+    node: str = ""
+    label: str = ""
+    answered: set[str] = field(default_factory=set)
+    errors: list[Record] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    faults: list[QvlError] = field(default_factory=list)
+
+
+class Cluster:
+    """A Ray cluster that this process has joined (:func:`qvlfp8.cluster.connect.connect`)."""
+
+    spread = True
+    devices: frozenset[Device] = frozenset({"cpu", "cuda"})
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        nodes: Sequence[connect.Node],
+        store: Store,
+        shared: SharedStore,
+        environments: Mapping[str, Environment],
+        locks: Mapping[LockKey, Lock],
+        resources: Sequence[ResourceRow],
+        setting: Setting,
+        progress: Progress,
+        retries: Retries | None = None,
+        jobs: int | None = None,
+    ) -> None:
+        """Take what tasks need.
+
+        Args:
+            plan: of all that is to be carried out.
+            nodes: those that were checked.
+            store: this driver's own, held by it.
+            shared: that of all nodes.
+            environments: by id.
+            locks: of the environments.
+            resources: rows of matrix.yaml that say what steps take.
+            setting: what is the same for every task.
+            progress: is told of every step.
+            retries: how often what ended in an error is tried again.
+            jobs: the most tasks at a time [default: what the cluster has room for].
+        """
+        self._plan = plan
+        self._nodes = [node.resources for node in nodes]
+        self._store = store
+        self._shared = shared
+        self._environments = environments
+        self._locks = {key: LockText.of(lock) for key, lock in locks.items()}
+        self._resources = resources
+        self._setting = setting
+        self._progress = progress
+        self._retries = retries or Retries()
+        self._finished = shared.entries()
+        self._homes: dict[str, str] = {}
+        self._sent: dict[Any, _Sent] = {}
+        self._waiting: deque[tuple[Task, int]] = deque()
+        self._due: list[_Due] = []
+        self._attempts: dict[str, tuple[Attempt, ...]] = {}
+        self._jobs = jobs
+        self._executor = Executor(
+            plan.steps,
+            store=store,
+            engine=_Elsewhere(setting.inside),
+            environments=environments,
+            locks=locks,
+            progress=progress,
+            site=Site(facts={"node": "none: given up by the driver"}),
+            attempts=self._attempts,
+        )
+        self.faults: list[QvlError] = []
+
+    def record(self, step: Step) -> Record | None:
+        """The step's record in the shared store, taken into this driver's own; None if it is not there."""
+        if (step.stage, step.digest) not in self._finished:
+            return None
+        own = self._store.record(step.stage, step.digest)
+        if own is not None and own.status != "error":
+            return own
+        scratch = self._store.scratch("fetch")
+        with writing(scratch):
+            entry = self._shared.entry(step.stage, step.digest)
+            if entry is None:
+                return None
+            for name in entry.files.keys() & {"record.json", LOG}:
+                self._shared.get(step.stage, step.digest, scratch, only=name)
+            record = Record.model_validate_json((scratch / "record.json").read_bytes())
+        self._store.commit(scratch, record)
+        return self._store.record(step.stage, step.digest)
+
+    def built(self, _step: Step) -> bool:
+        """Every node builds what it needs."""
+        return True
+
+    def intact(self, step: Step, record: Record | None) -> bool:
+        """Whether what a step made is where nodes reach it; what only this driver's store has is put there."""
+        if step.stage == "build" or record is None or record.made is None:
+            return True
+        entry = self._shared.entry(step.stage, step.digest)
+        if entry is not None and entry.made == record.made:
+            return True
+        folder = self._store.entry(step.stage, step.digest)
+        if digest_of_what_was_made(folder) != record.made:
+            return False
+        self._shared.put(step.stage, step.digest, folder, record.made)
+        return True
+
+    def lacking(self, step: Step) -> str:
+        """What a step asks for that no node has."""
+        if step.stage in {"build", "model"}:
+            return ""
+        if step.environment and (step.environment, step.device) not in self._locks:
+            return f"{step.environment} has no lock for a GPU (nox -s lock -- {step.environment}.{step.device})"
+        return lacking(self._demand(step), self._nodes)
+
+    def open(self) -> None:
+        """Make the remote function."""
+        import ray
+
+        self._remote = ray.remote(max_retries=0, num_returns="streaming")(_entry())
+
+    def start(self, task: Task) -> None:
+        """Hand a task to the cluster, when there may be room."""
+        self._waiting.append((task, 1))
+
+    def ended(self) -> list[str]:
+        """Take in what the nodes say until a task has ended, for good."""
+        done: list[str] = []
+        while not done:
+            self._send()
+            for generator in self._ready():
+                done += self._take(generator)
+        return done
+
+    def close(self) -> None:
+        """Nothing is left to do: the cluster is left with :func:`qvlfp8.cluster.connect.disconnect`."""
+
+    def stop(self) -> None:
+        """Cancel what runs, and wait until it has ended."""
+        import ray
+
+        self._waiting.clear()
+        self._due.clear()
+        for generator in self._sent:
+            ray.cancel(generator, force=False, recursive=True)
+        until = time.monotonic() + _CANCEL_S
+        left = list(self._sent)
+        while left and time.monotonic() < until:
+            for generator in ray.wait(left, num_returns=len(left), timeout=_WAIT_S)[0]:
+                try:
+                    ray.get(next(generator))
+                except (StopIteration, ray.exceptions.RayError):
+                    left.remove(generator)
+        for generator in left:
+            ray.cancel(generator, force=True, recursive=True)
+
+    def _demand(self, step: Step) -> Demand:
+        return demand_of(step, self._resources)
+
+    def _room(self) -> int:
+        """How many tasks the cluster may have."""
+        if self._jobs:
+            return self._jobs
+        return _AHEAD * max(1, int(sum(node.get("CPU", 0.0) for node in self._nodes)))
+
+    def _send(self) -> None:
+        while self._due and self._due[0].at <= time.monotonic():
+            due = heapq.heappop(self._due)
+            self._waiting.append((due.task, due.attempt))
+        while self._waiting and len(self._sent) < self._room():
+            self._hand_over(*self._waiting.popleft())
+
+    def _hand_over(self, task: Task, attempt: int) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        order = order_for(
+            task,
+            self._plan,
+            environments=self._environments,
+            locks=self._locks,
+            attempts=self._attempts,
+            setting=self._setting,
+        )
+        options: dict[str, Any] = dict(together([self._demand(step) for step in task.steps]).ray)
+        if home := self._home_of(task):
+            # Preferred, and not waited for.
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                node_id=home, soft=True, _spill_on_unavailable=True
+            )
+        generator = self._remote.options(**options).remote(connect.identity(), order.packed())
+        self._sent[generator] = _Sent(task=task, attempt=attempt, started=now())
+
+    def _home_of(self, task: Task) -> str | None:
+        """The node that has what a task needs: its environment, or the checkpoint that it looks at."""
+        first = task.steps[0]
+        keys = [first.environment, *first.needs]
+        return next((self._homes[key] for key in keys if key in self._homes), None)
+
+    def _ready(self) -> Iterator[Any]:
+        """Generators that have something to say, or have ended."""
+        import ray
+
+        if not self._sent:
+            pause = self._due[0].at - time.monotonic() if self._due else 0.0
+            time.sleep(min(_WAIT_S, max(0.0, pause)))
+            return
+        sent = list(self._sent)
+        ready, rest = ray.wait(sent, num_returns=len(sent), timeout=0, fetch_local=False)
+        if not ready:
+            ready, _ = ray.wait(rest, num_returns=1, timeout=_WAIT_S, fetch_local=False)
+        yield from ready
+
+    def _take(self, generator: Any) -> list[str]:
+        """Take in one thing that a node says; the names of tasks that have ended by it."""
+        import ray
+
+        sent = self._sent[generator]
+        try:
+            event = ray.get(next(generator))
+        except StopIteration:
+            return self._end(generator, sent, None)
+        except ray.exceptions.RayError as error:
+            return self._end(generator, sent, _fault_of(error))
+        match event["event"]:
+            case "begin":
+                sent.node, sent.label = event["node"], f"{sent.task.label} on {event['node']}"
+                self._remember(sent.task, event["id"])
+                self._progress.task(sent.label, running=True)
+            case "record":
+                self._keep(sent, Record.model_validate_json(event["record"]), event["log"])
+            case "skip":
+                sent.skipped[event["digest"]] = event["because"]
+            case "fault":
+                sent.faults.append(_as_error(event))
+            case "refused":
+                raise errors.ClusterError(event["because"], mend="install the same qvlfp8 on every node")
+        return []
+
+    def _remember(self, task: Task, node: str) -> None:
+        for step in task.steps:
+            for key in (step.environment, step.digest):
+                if key:
+                    self._homes[key] = node
+
+    def _keep(self, sent: _Sent, record: Record, log: bytes | None) -> None:
+        """Take a record into the driver's own store, with its log."""
+        scratch = self._store.scratch(record.stage)
+        if record.log:
+            with writing(scratch):
+                if log is not None:
+                    (scratch / LOG).write_bytes(log)
+                elif not is_retried(record):
+                    self._shared.get(record.stage, record.digest, scratch, only=LOG)
+        self._store.commit(scratch, record)
+        sent.answered.add(record.digest)
+        if is_retried(record):
+            sent.errors.append(record)
+        else:
+            self._progress.step(record)
+
+    def _end(self, generator: Any, sent: _Sent, fault: Fault | None) -> list[str]:
+        """A task is no longer running: all of it is answered, or what ended in an error is tried again."""
+        del self._sent[generator]
+        if sent.label:
+            self._progress.task(sent.label, running=False)
+        failed = {record.digest: record for record in sent.errors if record.stage != "build"}
+        builds = [record for record in sent.errors if record.stage == "build"]
+        for step in sent.task.steps:
+            if step.digest not in sent.answered and step.digest not in sent.skipped:
+                self._executor.give_up(step, fault or self._cause(sent), started=sent.started)
+                if (record := self._store.record(step.stage, step.digest)) is not None:
+                    failed[step.digest] = record
+        # What was only skipped because its environment could not be built is tried again with it.
+        broken = {step: builds[0] for step in sent.skipped} if builds else {}
+        if self._try_again(sent, {**broken, **failed}):
+            return []
+        for record in (*builds, *failed.values()):
+            self._progress.step(record)
+        for step in sent.task.steps:
+            if step.digest in sent.skipped:
+                self._progress.skip(step, sent.skipped[step.digest])
+        self.faults += sent.faults
+        return [sent.task.name]
+
+    def _try_again(self, sent: _Sent, failed: Mapping[str, Record]) -> bool:
+        """Put the steps that ended in an error off for a while, if they may be tried once more."""
+        delay = self._retries.delay_s(sent.attempt)
+        if not failed or delay is None:
+            return False
+        steps = tuple(step for step in sent.task.steps if step.digest in failed)
+        for step in steps:
+            record = failed[step.digest]
+            self._attempts[step.digest] = (*self._attempts.get(step.digest, ()), attempt_of(record))
+            self._progress.retry(record, attempt=sent.attempt + 1, of=1 + self._retries.count, delay_s=delay)
+        later = time.monotonic() + delay
+        heapq.heappush(self._due, _Due(later, replace(sent.task, steps=steps), sent.attempt + 1))
+        return True
+
+    def _cause(self, sent: _Sent) -> Fault:
+        """Why steps have no result though their task ended."""
+        if sent.faults:
+            return Fault(kind=type(sent.faults[0]).__name__, message=sent.faults[0].problem)
+        return Fault(kind="no-result", message=f"the task ended on {sent.node or 'its node'} without a result")
+
+
+class _Elsewhere:
+    """Stands for the engine that nodes have, where the driver speaks for a step that no node answered."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def facts(self, _environment: object) -> dict[str, str]:
+        """The engine's name."""
+        return {"engine": self.name}
+
+    def build(self, *_: object, **__: object) -> dict[str, Any]:
+        """Not here."""
+        raise NotImplementedError
+
+    def built(self, *_: object) -> bool:
+        """Nothing is built here."""
+        return False
+
+    def run(self, _where: object, _batch: Batch, _log: object, _on_event: object) -> Exit:
+        """Not here."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Nothing runs here."""
+
+
+def _entry() -> Callable[[Mapping[str, str], bytes], Iterator[dict[str, Any]]]:
+    """What a Ray worker runs. Sent by value, so that it arrives where there is no, or another, qvlfp8."""
+
+    def entry(expected: Mapping[str, str], packed: bytes) -> Iterator[dict[str, Any]]:
+        try:
+            from qvlfp8.cluster.connect import identity
+            from qvlfp8.cluster.node import carry_out
+        except ImportError as error:
+            yield {"event": "refused", "because": f"a node cannot run qvlfp8: {error}"}
+            return
+        own = identity()
+        if own != expected:
+            name = next(name for name in expected if own.get(name) != expected[name])
+            yield {
+                "event": "refused",
+                "because": f"a node that joined has {name} {own.get(name)}, and this driver {expected[name]}",
+            }
+            return
+        yield from carry_out(packed)
+
+    return entry
+
+
+_KINDS = (
+    ("OutOfMemoryError", "out-of-memory", "the node ran out of memory, and Ray ended the task"),
+    ("OutOfDiskError", "disk-refused", "the node's disk is full"),
+    ("ObjectStoreFullError", "object-store-full", "Ray's object store is full"),
+    ("NodeDiedError", "node-lost", "the node was lost"),
+    ("LocalRayletDiedError", "node-lost", "the node's raylet was lost"),
+    ("WorkerCrashedError", "worker-lost", "the Ray worker process was lost"),
+    ("OwnerDiedError", "node-lost", "the node was lost"),
+    ("ObjectLostError", "node-lost", "the node was lost"),
+    ("TaskCancelledError", "cancelled", "the task was cancelled"),
+    ("TaskUnschedulableError", "unschedulable", "no node can take the task"),
+)
+
+
+def _fault_of(error: Exception) -> Fault:
+    """What became of a task that Ray lost, or in which our own code on the node raised."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    for name, kind, meaning in _KINDS:
+        if name in names:
+            return Fault(kind=kind, message=meaning)
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return Fault(kind=type(cause).__name__, message=lines[-1].strip()[:300] if lines else "no message")
+
+
+def _as_error(event: Mapping[str, Any]) -> QvlError:
+    """The error that a node met, of its class."""
+    kind = getattr(errors, event["kind"], None)
+    fits = isinstance(kind, type) and issubclass(kind, QvlError)
+    problem = event["problem"]
+    return (kind if fits else WorkerError)(problem, mend=event["mend"])  # type: ignore[misc,no-any-return]
+
