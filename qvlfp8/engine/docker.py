@@ -208,9 +208,8 @@ class DockerEngine:
         limit = launch.time_limit_s(batch)
         return plan.Container(
             image=image.id,
-            command=plan.guarded(
-                plan.limited(launch.command(plan.PYTHON, spec, self._package), limit), self._package
-            ),
+            command=plan.limited(launch.command(plan.PYTHON, spec, self._package), limit),
+            guard=plan.guard(self._package),
             variables={**launch.variables(batch, offline=True), "HF_HUB_CACHE": str(hub_cache())},
             binds=plan.binds(
                 [self._package, spec, *reads], (job.out for job in batch.jobs), links_out(reads)
@@ -249,7 +248,7 @@ class DockerEngine:
                 _pump(said, log, on_line)
             finally:
                 timer.cancel()
-                alive.close()
+                alive._response.close()
                 # Its own close() leaves the socket open where the daemon has closed it first.
                 said._response.close()  # type: ignore[attr-defined]
             # The stream has ended, and so has the container; if only the stream has, time ends both.

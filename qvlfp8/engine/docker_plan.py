@@ -120,13 +120,14 @@ class Container:
     labels: Mapping[str, str]
     remapped: bool = False
     gpus: tuple[str, ...] = ()
+    guard: tuple[str, ...] = ()
 
     def arguments(self) -> dict[str, Any]:
         """For ``containers.create`` of the Docker SDK; mounts and GPUs stay for the SDK's own classes."""
         return {
             "image": self.image,
             "entrypoint": [],
-            "command": list(self.command),
+            "command": [*self.guard, *self.command],
             "environment": {**_VARIABLES, **self.variables},
             "user": self._user,
             "network_mode": "none",
@@ -150,11 +151,10 @@ class Container:
         }
 
     def command_line(self) -> str:
-        """The same as a line that can be typed."""
+        """The same as a line that can be typed; who types it ends it, and needs no guard."""
         limits = self.limits
         words = [
-            "docker", "run", "--rm", "--interactive", "--network", "none",
-            "--read-only", "--tmpfs", f"{_TMP}:{self._tmp}",
+            "docker", "run", "--rm", "--network", "none", "--read-only", "--tmpfs", f"{_TMP}:{self._tmp}",
             "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", self._user, "--init",
             "--ipc", "private", "--pids-limit", str(limits.pids), "--memory", str(limits.memory),
             "--memory-swap", str(limits.memory), "--shm-size", str(limits.shared_memory),
@@ -193,13 +193,13 @@ def limited(command: Sequence[str], limit_s: float) -> list[str]:
     return ["timeout", "--kill-after=10", f"{limit_s + GRACE_S:.0f}", *command]
 
 
-def guarded(command: Sequence[str], package: Path) -> list[str]:
-    """The command in a guard, which ends it when the engine is gone (:mod:`qvlfp8.engine.guard`).
+def guard(package: Path) -> tuple[str, ...]:
+    """What stands before a command to end it when the engine is gone (:mod:`qvlfp8.engine.guard`).
 
     Args:
         package: qvlfp8's own source, as it lies inside.
     """
-    return [PYTHON, "-I", "-S", str(package / "engine" / "guard.py"), "0", *command]
+    return (PYTHON, "-I", "-S", str(package / "engine" / "guard.py"), "0")
 
 
 def deadline(now: float, limit_s: float) -> str:

@@ -22,6 +22,9 @@ from collections.abc import Iterator
 NOT_STARTED = 127
 """Exit code of a command that cannot be executed, as shells have it."""
 
+NOBODY_WAITS = 1
+"""Exit code of a command that was ended because its engine was gone."""
+
 
 def end_session(leader: int) -> None:
     """Kill every process of the session that ``leader`` started, whatever its process group.
@@ -61,12 +64,14 @@ def main(arguments: list[str]) -> None:
     child = os.fork()
     if child == 0:
         _become(command)
+    # What asks politely (a container's end) is for the command to answer.
+    signal.signal(signal.SIGTERM, lambda number, _frame: _pass_on(child, number))
     # Else the command's output would not end with the command.
     _let_go(1, 2)
     status = _wait(child, alive, woken)
     _empty(os.getpid())
     if status is None:
-        os._exit(1)
+        os._exit(NOBODY_WAITS)
     if os.WIFSIGNALED(status):
         _end_by(os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status))
@@ -86,6 +91,11 @@ def _become(command: list[str]) -> None:
     except OSError as error:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
     os._exit(NOT_STARTED)
+
+
+def _pass_on(child: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, number)
 
 
 def _let_go(*descriptors: int) -> None:

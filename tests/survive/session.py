@@ -67,6 +67,17 @@ class Tally:
         """The line that a session ends with."""
         return f"{self.kills} kills, {len(self.lost)} lost, {len(self.doubled)} doubled"
 
+    def add(self, other: Tally) -> None:
+        """Count what another session found as well."""
+        self.kills += other.kills
+        self.rounds += other.rounds
+        self.runs += other.runs
+        self.lost += other.lost
+        self.doubled += other.doubled
+        self.orphans += other.orphans
+        self.spread += other.spread
+        self.longest_end_s = max(self.longest_end_s, other.longest_end_s)
+
     @property
     def good(self) -> bool:
         """Whether nothing went wrong."""

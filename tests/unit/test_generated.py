@@ -273,6 +273,32 @@ def test_evidence_for_another_recipe_does_not_count(project: Project, tmp_path: 
         assert before.baseline(cell).evidence == after.baseline(cell).evidence
 
 
+def test_an_earlier_runs_baseline_is_not_taken_for_the_one_that_is_being_made(tmp_path: Path) -> None:
+    project = open_project(tmp_path, SEEING)
+
+    class Looking(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            if batch.worker == "generate" and job is batch.jobs[0]:
+                # Before it is made; a record of an error, with half of its files, was there.
+                waiting = [Path(other.params["baseline"]) for other in batch.jobs[1:]]
+                assert waiting
+                assert not any(path.exists() for path in waiting)
+            return super().__call__(job, batch)
+
+    class Failing(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            if "baseline" in job.params:
+                return None
+            result = super().__call__(job, batch)
+            if result is None or batch.worker != "generate":
+                return result
+            return {**result, "outcome": "raised", "failure": {"kind": "MemoryError", "message": "m"}}
+
+    execute(project, Failing(measured()))
+    views = execute(project, Looking(measured()))
+    assert set(statuses(views[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]).values()) == {"pass"}
+
+
 def test_a_run_that_could_not_be_compared_with_a_baseline_that_is_there_now_is_tried_again(
     tmp_path: Path,
 ) -> None:
