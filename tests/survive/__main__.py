@@ -72,7 +72,8 @@ def _side_by_side(options: argparse.Namespace, started: float) -> int:
         parts = [Path(folder) / str(number) for number in range(count)]
         children = [
             subprocess.Popen([
-                sys.executable, "-m", "tests.survive", "--engine", options.engine, "--part", str(part), "--side-by-side", "1",
+                sys.executable, "-m", "tests.survive", "--engine", options.engine,
+                "--part", str(part), "--side-by-side", "1",
                 "--kills", str(-(-options.kills // count)), "--real", str(options.real if number == 0 else 0),
                 "--seed", str(options.seed * count + number), "--minutes", str(options.minutes),
                 *(["--keep"] if options.keep else []),
