@@ -90,6 +90,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def survive(session: nox.Session) -> None:
+    """Kill runs, workers, containers at random; nothing is lost or done twice: -- [--kills N] [--seed S]."""
+    install(session, "test")
+    run(session, "python", "-m", "tests.survive", *session.posargs)
+
+
+@nox.session
 def truth(session: nox.Session) -> None:
     """Plant faults in good checkpoints, and see whether the stages catch every one without a false alarm."""
     install(session)

@@ -28,6 +28,7 @@ from qvlfp8.progress import Progress
 from qvlfp8.results import Attempt, Fault, Host, Record
 from qvlfp8.store import LOG, Store, writing
 from qvlfp8.tasks import Task
+from qvlfp8.worker.generate import LOGPROBS
 
 TIME_LIMIT_S: Mapping[str, float] = {
     "quantize": 600.0,
@@ -36,6 +37,14 @@ TIME_LIMIT_S: Mapping[str, float] = {
     "generate": 900.0,
 }
 """For one job. The reference model takes seconds; the limit is for what hangs."""
+
+_MISSED_BASELINE = Verdict(
+    status="error",
+    fault=Fault(
+        kind="baseline-late", message="the BF16 model's run was not kept yet when this one needed it"
+    ),
+)
+"""A worker goes on to its next job while the one before is being kept, which a slow disk makes long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +164,18 @@ class Executor:
         if not ready:
             return
         stage = ready[0].stage
-        batch_log = self._store.scratch("batch") / LOG
+        scratch_of_batch = self._store.scratch("batch")
+        batch_log = scratch_of_batch / LOG
+        # Links to what this batch has kept: an entry of an earlier run must not be taken for it.
+        made_here = scratch_of_batch / "kept"
+        with writing(made_here):
+            made_here.mkdir()
         jobs = {
             s.digest: Job(
                 id=s.digest,
-                params=self._params(s),
+                params=self._params(s, together, made_here),
                 out=self._job_folder(s),
-                reads=self._reads(s, together),
+                reads=self._reads(s, together, made_here),
             )
             for s in ready
         }
@@ -173,6 +187,8 @@ class Executor:
             scratch = jobs[step.digest].out
             result = _read_result(scratch)
             verdict = judge(step.stage, result, ended, limit)
+            if verdict.status == "pass" and self._missed_baseline(step, scratch, result):
+                verdict = _MISSED_BASELINE
             if not (scratch / LOG).exists():
                 _append(batch_log, scratch / LOG)
             kept.add(step.digest)
@@ -181,6 +197,9 @@ class Executor:
                 seconds=(result or {}).get("seconds", 0.0), measured=(result or {}).get("measured", {}),
                 environment=(result or {}).get("environment", {}),
             )  # fmt: skip
+            if verdict.status == "pass":
+                with writing(made_here):
+                    (made_here / step.digest).symlink_to(self._store.entry(step.stage, step.digest))
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "end":
@@ -209,6 +228,13 @@ class Executor:
         for step in ready:
             if step.digest not in kept:
                 finish(step, ended)
+
+    def _missed_baseline(self, step: Step, scratch: Path, result: Mapping[str, Any] | None) -> bool:
+        """Whether a run came as far as being compared, and its baseline, kept too late, was not there yet."""
+        compared = (result or {}).get("measured", {}).get("fidelity") is not None
+        if step.stage != "generate" or compared or not (scratch / LOGPROBS).exists():
+            return False
+        return any((self._store.entry("generate", need) / LOGPROBS).exists() for need in step.needs)
 
     def _fault(self, error: QvlError) -> Verdict:
         """What kept steps from being executed: told at the end, and on record as the machine's fault."""
@@ -239,7 +265,7 @@ class Executor:
         sources = ((need, self._store.record(self._steps[need].stage, need)) for need in step.needs)
         return {need: record.made for need, record in sources if record and record.made}
 
-    def _params(self, step: Step) -> dict[str, Any]:
+    def _params(self, step: Step, together: Set[str], made_here: Path) -> dict[str, Any]:
         params = dict(step.params)
         for need in step.needs:
             needed = self._steps[need]
@@ -250,10 +276,11 @@ class Executor:
             elif needed.stage == "quantize":
                 params["checkpoint"] = str(self._store.entry("quantize", need) / "checkpoint")
             elif needed.stage == "generate":
-                params["baseline"] = str(self._store.entry("generate", need))
+                entry = made_here / need if need in together else self._store.entry("generate", need)
+                params["baseline"] = str(entry)
         return params
 
-    def _reads(self, step: Step, together: Set[str]) -> tuple[Path, ...]:
+    def _reads(self, step: Step, together: Set[str], made_here: Path) -> tuple[Path, ...]:
         """The folders that :meth:`_params` names."""
         found = []
         for need in step.needs:
@@ -263,7 +290,7 @@ class Executor:
                 # An earlier job of the same batch makes it: not there yet, while its parent is.
                 with writing(entry.parent):
                     entry.parent.mkdir(parents=True, exist_ok=True)
-                found.append(entry.parent)
+                found += [entry.parent, made_here]
             elif stage != "build":
                 made = {"model": "model", "quantize": "checkpoint"}.get(stage, "")
                 found.append(entry / made)

@@ -113,8 +113,8 @@ class Here:
         self._running: dict[Future[None], str] = {}
 
     def built(self, step: Step) -> bool:
-        """Whether a build's environment is there."""
-        return self._executor.built(step)
+        """Whether a build's environment is there and on record; a run may be killed between the two."""
+        return self._executor.built(step) and self._store.record("build", step.digest) is not None
 
     def intact(self, step: Step, record: Record | None) -> bool:
         """Whether what a step made is still in the store, byte for byte."""

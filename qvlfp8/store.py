@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,12 @@ from qvlfp8.results import Record, RecordedStage
 
 RECORD = "record.json"
 LOG = "log.txt"
+
+_REPLACED = "replaced"
+"""How folders in ``tmp/`` begin that were entries, with stage and digest after it."""
+
+_COMMANDS_END_S = 10.0
+"""How long the commands of a run that was killed may take to end."""
 
 _SUBJECT = re.compile(rb'"subject": *("(?:[^"\\]|\\.)*")')
 
@@ -79,35 +86,61 @@ class Store:
         self.tmp = root / "tmp"
         self.environments = root / "environments"
         self._subjects: dict[RecordedStage, dict[str, list[str]]] = {}
+        self._lock: int | None = None
+
+    def held(self) -> tuple[int, ...]:
+        """The lock's descriptor, while this process has it: who inherits it holds the store as well."""
+        return () if self._lock is None else (self._lock,)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the store for writing, and sweep what an interrupted run left half-made.
 
         Raises:
-            StoreBusyError: another run holds it. (The kernel lets go when that process ends.)
+            StoreBusyError: another run holds it. (The kernel lets go when that process and its commands end.)
             StoreWriteError: the folder cannot be written.
         """
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
-                raise StoreBusyError(
-                    f"{self.root}: in use by another run (process {holder or 'unknown'})",
-                    mend="wait for it to end, or use another folder (--store)",
-                ) from None
+            self._take(descriptor)
+            self._lock = descriptor
             with writing(self.root):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                self._put_back()
                 shutil.rmtree(self.tmp, ignore_errors=True)
                 self.tmp.mkdir(parents=True, exist_ok=True)
             yield
         finally:
+            self._lock = None
             os.close(descriptor)
+
+    def _take(self, descriptor: int) -> None:
+        deadline = time.monotonic() + _COMMANDS_END_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
+                if not Path(f"/proc/{holder}").exists() and time.monotonic() < deadline:
+                    # Its run was killed, and its commands are being ended.
+                    time.sleep(0.01)
+                    continue
+                raise StoreBusyError(
+                    f"{self.root}: in use by another run (process {holder or 'unknown'})",
+                    mend="wait for it to end, or use another folder (--store)",
+                ) from None
+            return
+
+    def _put_back(self) -> None:
+        """Give entries back that were moved away for new ones, by a run that was killed before these came."""
+        for folder in self.tmp.glob(f"{_REPLACED}-*-*"):
+            stage, digest = folder.name.split("-")[1:]
+            target = self.root / "steps" / stage / digest
+            if not target.exists():
+                folder.rename(target)
 
     def entry(self, stage: RecordedStage, digest: str) -> Path:
         """Where a step's entry is, whether or not it is there."""
@@ -177,10 +210,15 @@ class Store:
             _write_synced(made / RECORD, record.model_dump_json(indent=1, exclude_none=True) + "\n")
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
-                target.rename(self.tmp / f"replaced-{record.stage}-{record.digest}")
+                self._move_away(target)
             made.rename(target)
             self._subjects.pop(record.stage, None)
             _sync_folder(target.parent)
+
+    def _move_away(self, entry: Path) -> None:
+        away = self.tmp / f"{_REPLACED}-{entry.parent.name}-{entry.name}"
+        shutil.rmtree(away, ignore_errors=True)
+        entry.rename(away)
 
 
 def _write_synced(path: Path, text: str) -> None:

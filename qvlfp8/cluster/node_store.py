@@ -35,6 +35,23 @@ class NodeStore(Store):
         self._all_tmp = root / "tmp"
         self._locks = root / "locks"
         self.tmp = self._all_tmp / uuid.uuid4().hex
+        self._held: list[int] = []
+
+    def held(self) -> tuple[int, ...]:
+        """What this task has locked: its commands hold it as well, until they have ended."""
+        return tuple(self._held)
+
+    @contextlib.contextmanager
+    def _holding(self, descriptor: int | None) -> Iterator[None]:
+        if descriptor is None:
+            yield
+            return
+        self._held.append(descriptor)
+        try:
+            yield
+        finally:
+            self._held.remove(descriptor)
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
@@ -49,24 +66,20 @@ class NodeStore(Store):
             held = _locked(self.tmp.with_suffix(".lock"), wait=True)
             self._sweep()
             self.tmp.mkdir()
-        try:
-            yield
-        finally:
-            shutil.rmtree(self.tmp, ignore_errors=True)
-            self.tmp.with_suffix(".lock").unlink(missing_ok=True)
-            if held is not None:
-                os.close(held)
+        with self._holding(held):
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.tmp, ignore_errors=True)
+                self.tmp.with_suffix(".lock").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """Wait for whoever does the same on this node, such as building an environment."""
         with writing(self._locks):
             held = _locked(self._locks / f"{name}.lock", wait=True)
-        try:
+        with self._holding(held):
             yield
-        finally:
-            if held is not None:
-                os.close(held)
 
     def fetch(self, shared: SharedStore, stage: RecordedStage, digest: str) -> bool:
         """Have a step's entry here as it is in the shared store; False if it is not there.

@@ -35,6 +35,6 @@ def make_engine(
         case "docker":
             from qvlfp8.engine.docker import DockerEngine
 
-            return DockerEngine(announce=announce)
+            return DockerEngine(announce=announce, held=store.held)
         case _:
             assert_never(name)

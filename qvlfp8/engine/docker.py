@@ -12,7 +12,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +76,7 @@ class DockerEngine:
         images: Images = own_images,
         limits: plan.Limits | None = None,
         package: Path = PACKAGE,
+        held: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         """Find the daemon, and remove what earlier engines left in it.
 
@@ -85,6 +86,7 @@ class DockerEngine:
             images: where images come from.
             limits: of every container [default: nearly all of the machine].
             package: qvlfp8's own source, which containers read.
+            held: as for :class:`~qvlfp8.engine.process.Processes`.
 
         Raises:
             DaemonError: no daemon answers.
@@ -97,7 +99,7 @@ class DockerEngine:
         self._user = plan.User.of(self._facts, os.getuid(), os.getgid())
         self._package = package
         self._announce = announce
-        self._processes = Processes(announce)
+        self._processes = Processes(announce, held=held)
         self._guard = threading.Lock()
         self._gpu = threading.Lock()
         self._running: set[Container] = set()
@@ -207,6 +209,7 @@ class DockerEngine:
         return plan.Container(
             image=image.id,
             command=plan.limited(launch.command(plan.PYTHON, spec, self._package), limit),
+            guard=plan.guard(self._package),
             variables={**launch.variables(batch, offline=True), "HF_HUB_CACHE": str(hub_cache())},
             binds=plan.binds(
                 [self._package, spec, *reads], (job.out for job in batch.jobs), links_out(reads)
@@ -238,12 +241,14 @@ class DockerEngine:
             timer.daemon = True
             # Attached before it starts, nothing that it says is missed.
             said = container.attach(stdout=True, stderr=True, stream=True, demux=True)
+            alive = container.attach_socket(params={"stdin": 1, "stream": 1})
             try:
                 self._start(container)
                 timer.start()
                 _pump(said, log, on_line)
             finally:
                 timer.cancel()
+                alive._response.close()
                 # Its own close() leaves the socket open where the daemon has closed it first.
                 said._response.close()  # type: ignore[attr-defined]
             # The stream has ended, and so has the container; if only the stream has, time ends both.

@@ -1,7 +1,8 @@
 """Containers that nobody waits for any more: whose they are, when they should have ended, and their end.
 
-A client that is killed leaves its container running. The container has a time limit of its own inside
-(:mod:`qvlfp8.engine.docker_plan`); what is left of it goes when the next engine starts.
+A client that is killed leaves its container to the guard inside (:mod:`qvlfp8.engine.guard`), which ends it,
+and at last to its time limit (:mod:`qvlfp8.engine.docker_plan`); what is left of it goes when the next engine
+starts.
 """
 
 from __future__ import annotations

@@ -120,13 +120,14 @@ class Container:
     labels: Mapping[str, str]
     remapped: bool = False
     gpus: tuple[str, ...] = ()
+    guard: tuple[str, ...] = ()
 
     def arguments(self) -> dict[str, Any]:
         """For ``containers.create`` of the Docker SDK; mounts and GPUs stay for the SDK's own classes."""
         return {
             "image": self.image,
             "entrypoint": [],
-            "command": list(self.command),
+            "command": [*self.guard, *self.command],
             "environment": {**_VARIABLES, **self.variables},
             "user": self._user,
             "network_mode": "none",
@@ -137,6 +138,8 @@ class Container:
             "userns_mode": "host" if self.remapped else None,
             "ipc_mode": "private",
             "init": True,
+            # Open as long as its engine is there.
+            "stdin_open": True,
             "pids_limit": self.limits.pids,
             "mem_limit": self.limits.memory,
             # As much as without swap: a step that swaps would only be slow before it dies.
@@ -148,7 +151,7 @@ class Container:
         }
 
     def command_line(self) -> str:
-        """The same as a line that can be typed."""
+        """The same as a line that can be typed; who types it ends it, and needs no guard."""
         limits = self.limits
         words = [
             "docker", "run", "--rm", "--network", "none", "--read-only", "--tmpfs", f"{_TMP}:{self._tmp}",
@@ -188,6 +191,15 @@ def limited(command: Sequence[str], limit_s: float) -> list[str]:
         limit_s: the engine's own limit, which comes first.
     """
     return ["timeout", "--kill-after=10", f"{limit_s + GRACE_S:.0f}", *command]
+
+
+def guard(package: Path) -> tuple[str, ...]:
+    """What stands before a command to end it when the engine is gone (:mod:`qvlfp8.engine.guard`).
+
+    Args:
+        package: qvlfp8's own source, as it lies inside.
+    """
+    return (PYTHON, "-I", "-S", str(package / "engine" / "guard.py"), "0")
 
 
 def deadline(now: float, limit_s: float) -> str:

@@ -1,17 +1,22 @@
-"""Processes: started in a session of their own, with a time limit, and ended with all their children."""
+"""Processes: started in a session of their own, with a time limit, and ended with all their children.
+
+A guard leads each session (:mod:`qvlfp8.engine.guard`), which ends it should this process be killed.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import shlex
-import signal
+import shutil
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from qvlfp8.engine import Announce, Exit
+from qvlfp8.engine import Announce, Exit, guard
+from qvlfp8.engine.guard import end_session
 
 
 class Stopped(Exception):
@@ -21,8 +26,17 @@ class Stopped(Exception):
 class Processes:
     """Runs commands and can end all that it has running."""
 
-    def __init__(self, announce: Announce) -> None:
+    def __init__(self, announce: Announce, held: Callable[[], Sequence[int]] = tuple) -> None:
+        """Take what the commands have in common.
+
+        Args:
+            announce: shows each before it runs.
+            held: descriptors that stay open as long as a command runs, even if this process does not live.
+        """
         self._announce = announce
+        self._held = held
+        # Closed by the kernel when this process ends, however that is.
+        self._alive, self._closes = os.pipe()
         self._running: set[int] = set()
         self._guard = threading.Lock()
         self._stopped = False
@@ -47,7 +61,8 @@ class Processes:
                 if self._stopped:
                     raise Stopped
                 process = subprocess.Popen(
-                    command,
+                    self._guarded(command, environment),
+                    pass_fds=(self._alive, *self._held()),
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE if on_line else stream,
@@ -76,6 +91,12 @@ class Processes:
             raise Stopped
         return Exit(code=process.returncode, timed_out=timed_out.is_set())
 
+    def _guarded(self, command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+        program = shutil.which(command[0], path=environment.get("PATH"))
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+        return [sys.executable, "-I", "-S", guard.__file__, str(self._alive), program, *command[1:]]
+
     def stop(self) -> None:
         """End every running command with its children, and start no more."""
         with self._guard:
@@ -95,27 +116,3 @@ def _deadline(leader: int, limit: float | None, timed_out: threading.Event) -> t
     if limit is not None:
         timer.start()
     return timer
-
-
-def end_session(leader: int) -> None:
-    """Kill every process of the session that ``leader`` started, whatever its process group.
-
-    A worker's jobs have groups of their own so that each can be ended alone; the session holds them all.
-    """
-    for pid in _members(leader):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _members(leader: int) -> Iterator[int]:
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text()
-        except OSError:
-            continue
-        # The second field, the name in brackets, may hold spaces; session is the fourth after it.
-        session = int(stat.rpartition(")")[2].split()[3])
-        if session == leader:
-            yield int(entry.name)

@@ -31,7 +31,7 @@ class VenvEngine:
         self._store = store
         self._python = python
         self._offline = offline
-        self._processes = Processes(announce)
+        self._processes = Processes(announce, held=store.held)
         self._uv = Uv(self._processes, torch=torch)
 
     def _folder(self, environment: Environment, lock: Lock) -> Path:
@@ -42,12 +42,17 @@ class VenvEngine:
         return (self._folder(environment, lock) / _COMPLETE).exists()
 
     def build(self, environment: Environment, lock: Lock, log: Path) -> dict[str, Any]:
-        """Make the environment anew from its lock.
+        """Make the environment from its lock; what there is of one that is not whole is removed.
 
         Raises:
             QvlError: uv's reason, by class.
         """
         folder = self._folder(environment, lock)
+        if (facts := _facts_of(folder)) is not None:
+            # Made by a run that was killed before it could say so.
+            with writing(log):
+                log.write_text(f"{folder} is whole: an earlier run made it\n", encoding="utf-8")
+            return facts
         started = time.monotonic()
         with writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -58,7 +63,9 @@ class VenvEngine:
                 "packages": len(lock.versions()),
                 "seconds": round(time.monotonic() - started, 1),
             }
-            (folder / _COMPLETE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            partial = folder / f"{_COMPLETE}.part"
+            partial.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            partial.rename(folder / _COMPLETE)
         return facts
 
     def facts(self, _environment: tuple[Environment, Lock] | None) -> dict[str, str]:
@@ -86,3 +93,12 @@ class VenvEngine:
     def stop(self) -> None:
         """End every process that this engine has running."""
         self._processes.stop()
+
+
+def _facts_of(folder: Path) -> dict[str, Any] | None:
+    """What was said of an environment when it was whole; None if it is not."""
+    try:
+        facts = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None

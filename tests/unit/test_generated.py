@@ -62,8 +62,9 @@ def measured(
 class Vllm:
     """A fake engine's script: the unquantized model answers rightly, checkpoints as told."""
 
-    def __init__(self, checkpoint: Mapping[str, Any]) -> None:
+    def __init__(self, checkpoint: Mapping[str, Any], *, baseline_is_whole: bool = True) -> None:
         self.checkpoint = checkpoint
+        self.baseline_is_whole = baseline_is_whole
         self.params: list[dict[str, Any]] = []
 
     def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
@@ -76,7 +77,8 @@ class Vllm:
                 assert any(Path(job.params[name]).is_relative_to(folder) for folder in job.reads)
                 assert Path(job.params[name]).is_dir()
         (job.out / "generation").mkdir()
-        (job.out / "generation" / "logprobs.npy").write_bytes(b"0")
+        whole = "baseline" in job.params or self.baseline_is_whole
+        (job.out / "generation" / ("logprobs.npy" if whole else "ids.json")).write_bytes(b"0")
         return {
             "outcome": "done",
             "measured": self.checkpoint if "baseline" in job.params else measured(),
@@ -182,7 +184,8 @@ def test_where_the_unquantized_model_fails_no_checkpoint_is_blamed(project: Proj
 
 
 def test_a_run_without_fidelity_is_not_shown_as_seeing(project: Project) -> None:
-    view = execute(project, Vllm(measured() | {"fidelity": None}))[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
+    alone = Vllm(measured() | {"fidelity": None}, baseline_is_whole=False)
+    view = execute(project, alone)[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]
     assert statuses(view)["image"] == "pass"
     assert statuses(view)["fidelity"] == "blocked"
     assert [marks for _, marks in make_table([view]).rows] == [("▪",)]
@@ -268,3 +271,41 @@ def test_evidence_for_another_recipe_does_not_count(project: Project, tmp_path: 
         assert mine.evidence
         assert mine.evidence != theirs.evidence
         assert before.baseline(cell).evidence == after.baseline(cell).evidence
+
+
+def test_an_earlier_runs_baseline_is_not_taken_for_the_one_that_is_being_made(tmp_path: Path) -> None:
+    project = open_project(tmp_path, SEEING)
+
+    class Looking(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            if batch.worker == "generate" and job is batch.jobs[0]:
+                # Before it is made; a record of an error, with half of its files, was there.
+                waiting = [Path(other.params["baseline"]) for other in batch.jobs[1:]]
+                assert waiting
+                assert not any(path.exists() for path in waiting)
+            return super().__call__(job, batch)
+
+    class Failing(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            if "baseline" in job.params:
+                return None
+            result = super().__call__(job, batch)
+            if result is None or batch.worker != "generate":
+                return result
+            return {**result, "outcome": "raised", "failure": {"kind": "MemoryError", "message": "m"}}
+
+    execute(project, Failing(measured()))
+    views = execute(project, Looking(measured()))
+    assert set(statuses(views[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]).values()) == {"pass"}
+
+
+def test_a_run_that_could_not_be_compared_with_a_baseline_that_is_there_now_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    project = open_project(tmp_path, SEEING)
+    cell = f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"
+    late = execute(project, Vllm(measured() | {"fidelity": None}))[cell]
+    assert statuses(late)["load"] == "error"
+    assert "was not kept yet" in late.decisive.because
+    again = execute(project, Vllm(measured()))[cell]
+    assert {statuses(again)[stage] for stage in GENERATED} == {"pass"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from qvlfp8.engine import Exit
+from qvlfp8.engine import Exit, guard
 from qvlfp8.engine.process import Processes, Stopped
+from qvlfp8.store import Store
 
 # A child in a process group of its own, as a worker's job is, that ignores what can be ignored.
 STUBBORN = """
@@ -100,3 +102,42 @@ def test_stop_ends_what_runs_and_lets_nothing_start(tmp_path: Path) -> None:
     wait_for(lambda: gone(int(lines[0])))
     with pytest.raises(Stopped):
         processes.run(["true"], environment={}, log=tmp_path / "log")
+
+
+# Starts a command that lives on, says so, and waits to be killed.
+DRIVER = """
+import os, sys
+from pathlib import Path
+from qvlfp8.engine.process import Processes
+from qvlfp8.store import Store
+
+store = Store(Path(sys.argv[1]))
+with store.locked():
+    Processes(lambda _: None, held=store.held).run(
+        [sys.executable, "-c", sys.argv[2]], environment=dict(os.environ), log=Path(sys.argv[3]),
+        on_line=lambda line: print(line, end="", flush=True),
+    )
+"""
+
+
+def test_a_killed_driver_takes_its_commands_with_it_and_keeps_the_store_until_then(tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "store"), STUBBORN, str(tmp_path / "log")]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert driver.stdout is not None
+    with driver, driver.stdout as said:
+        child = int(said.readline())
+        session = os.getsid(child)
+        leader_of_both = set(guard.members(session))
+        driver.kill()
+        driver.wait()
+    # No error that says that it is busy: the killed run's commands end first.
+    with Store(tmp_path / "store").locked():
+        assert {session, child} <= leader_of_both
+        assert all(gone(pid) for pid in leader_of_both)
+
+
+def test_a_command_that_is_not_there_is_not_started(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no-such-command"):
+        Processes(lambda _: None).run(["no-such-command"], environment={}, log=tmp_path / "log")

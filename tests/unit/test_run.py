@@ -160,6 +160,15 @@ def test_a_second_run_does_nothing(bench: Bench) -> None:
     assert (seen.total, engine.batches, engine.environments) == (0, [], set())
 
 
+def test_an_environment_that_was_built_by_a_run_that_could_not_say_so_is_recorded(bench: Bench) -> None:
+    engine = FakeEngine()
+    engine.environments = {e.id for e in bench.project.matrix.environments}
+    seen, _ = bench.run(engine)
+    assert len([stage for stage, _, _ in seen.steps if stage == "build"]) == 4
+    seen, _ = bench.run(engine, again=True)
+    assert "build" not in {stage for stage, _, _ in seen.steps}
+
+
 def test_again_executes_all_but_what_needs_no_executing(bench: Bench) -> None:
     engine = FakeEngine()
     bench.run(engine)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,35 @@ def test_the_next_run_sweeps_what_was_half_made(tmp_path: Path) -> None:
         left = store.scratch("x")
     with store.locked():
         assert not left.exists()
+
+
+def test_what_was_moved_away_for_a_new_entry_comes_back_if_that_never_came(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_self: Path, _target: Path) -> Path:
+        raise Killed
+
+    with store.locked():
+        commit(store, record())
+        scratch = store.scratch("x")
+        first: Callable[[Path, Path], Path] = Path.rename
+        # The first rename moves the old entry away; at the second, the run is killed.
+        calls = iter([first, killed])
+
+        def rename(path: Path, target: Path) -> Path:
+            return next(calls)(path, target)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Path, "rename", rename)
+            with pytest.raises(Killed):
+                store.commit(scratch, record(status="fail"))
+        assert store.record("inspect", "a" * 64) is None
+    with Store(tmp_path).locked():
+        assert store.record("inspect", "a" * 64) == record()
+    assert not list(store.tmp.iterdir())
 
 
 def test_a_second_run_in_one_store_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
