@@ -26,11 +26,12 @@ from qvlfp8 import __version__, checkpoint, digest, reference
 from qvlfp8.engine import Batch, Engine, Exit, Job
 from qvlfp8.environments import Device, Environment
 from qvlfp8.errors import LockError, QvlError, StoreWriteError
+from qvlfp8.fault_errors import fault_of
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock
 from qvlfp8.plan import LockKey, Plan, Step, repeat_command
 from qvlfp8.results import Fault, Host, Record
-from qvlfp8.store import LOG, Store, writing
+from qvlfp8.store import LOG, Store, end_of, writing
 from qvlfp8.survey import Lookup, survey
 from qvlfp8.wanted import wanted
 from qvlfp8.worker.run_bundle import gpus_here
@@ -266,9 +267,10 @@ class Runner:
         def finish(step: Step, ended: Exit) -> None:
             scratch = jobs[step.digest].out
             result = _read_result(scratch)
-            verdict = judge(step.stage, result, ended, limit)
             if not (scratch / LOG).exists():
-                _append(batch_log, scratch / LOG)
+                with writing(scratch):
+                    _append(batch_log, scratch / LOG)
+            verdict = judge(step.stage, result, ended, limit, log=end_of(scratch / LOG))
             kept.add(step.digest)
             self._keep(
                 step, scratch, verdict, started=started,
@@ -278,7 +280,8 @@ class Runner:
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "end":
-                finish(self._plan.steps[event["job"]], Exit(code=0))
+                killed = bool(event.get("out_of_memory"))
+                finish(self._plan.steps[event["job"]], Exit(code=0, out_of_memory=killed))
 
         environment = ready[0].environment
         batch = Batch(
@@ -308,7 +311,7 @@ class Runner:
         """What kept steps from being executed: told at the end, and on record as the machine's fault."""
         with self._guard:
             self.faults.append(error)
-        return Verdict(status="error", fault=Fault(kind=type(error).__name__, message=error.problem))
+        return Verdict(status="error", fault=fault_of(error))
 
     def _can_run(self, step: Step, together: Set[str]) -> bool:
         for need in step.needs:

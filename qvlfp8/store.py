@@ -183,6 +183,20 @@ class Store:
             _sync_folder(target.parent)
 
 
+END_BYTES = 200_000
+"""As much of a log's end says why a process ended."""
+
+
+def end_of(log: Path) -> str:
+    """The last :data:`END_BYTES` of a log; empty if there is none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - END_BYTES))
+            return stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def _write_synced(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as stream:
         stream.write(text)

@@ -38,7 +38,7 @@ class Batch:
 class Exit:
     """How a process ended. ``code`` is negative for a signal, as in :mod:`subprocess`.
 
-    ``out_of_memory``: it was killed for using more memory than it may; only a container can tell.
+    ``out_of_memory``: the kernel ended it for using more memory than there is, or than it may.
     """
 
     code: int

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8.engine import Batch, Exit
-from qvlfp8.engine.process import Processes
+from qvlfp8.engine.process import OomKiller, Processes
 from qvlfp8.source import PACKAGE
 from qvlfp8.store import writing
 
@@ -77,11 +77,20 @@ def kept_variables() -> dict[str, str]:
 
 
 def reader(on_event: OnEvent) -> Callable[[str], None]:
-    """Takes the lines that a worker prints, and passes its events on."""
+    """Takes the lines that a worker prints, and passes its events on.
+
+    An ``end`` says ``out_of_memory`` if the kernel ended a process for want of it before.
+    """
+    killed = OomKiller()
 
     def on_line(line: str) -> None:
+        nonlocal killed
         if line.startswith("{"):
-            on_event(json.loads(line))
+            event = json.loads(line)
+            if event["event"] == "end" and killed.struck():
+                event["out_of_memory"] = True
+                killed = OomKiller()
+            on_event(event)
 
     return on_line
 

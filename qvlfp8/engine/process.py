@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qvlfp8.engine import Announce, Exit
+from qvlfp8.errors import WorkerError
+from qvlfp8.store import writing
 
 
 class Stopped(Exception):
@@ -40,22 +42,28 @@ class Processes:
 
         Raises:
             Stopped: :meth:`stop` was called before or during the run.
+            StoreWriteError: the log cannot be written.
+            WorkerError: the command cannot be started.
         """
         self._announce(shlex.join(command))
-        with log.open("ab") as stream:
+        killed = OomKiller()
+        with writing(log):
+            opened = log.open("ab")
+        with opened as stream:
             with self._guard:
                 if self._stopped:
                     raise Stopped
-                process = subprocess.Popen(
-                    command,
-                    env=dict(environment),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE if on_line else stream,
-                    stderr=stream,
-                    start_new_session=True,
-                    text=True,
-                    errors="replace",
-                )
+                with _starting(command[0]):
+                    process = subprocess.Popen(
+                        command,
+                        env=dict(environment),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE if on_line else stream,
+                        stderr=stream,
+                        start_new_session=True,
+                        text=True,
+                        errors="replace",
+                    )
                 self._running.add(process.pid)
             timed_out = threading.Event()
             timer = _deadline(process.pid, time_limit_s, timed_out)
@@ -74,7 +82,13 @@ class Processes:
                     self._running.discard(process.pid)
         if self._stopped:
             raise Stopped
-        return Exit(code=process.returncode, timed_out=timed_out.is_set())
+        return Exit(
+            code=process.returncode,
+            timed_out=timed_out.is_set(),
+            out_of_memory=process.returncode == -signal.SIGKILL
+            and not timed_out.is_set()
+            and killed.struck(),
+        )
 
     def stop(self) -> None:
         """End every running command with its children, and start no more."""
@@ -83,6 +97,47 @@ class Processes:
             running = tuple(self._running)
         for leader in running:
             end_session(leader)
+
+
+class OomKiller:
+    """Whether the kernel has ended a process for want of memory since this was made.
+
+    The kernel counts such ends for the whole machine, whichever limit was reached: together with a SIGKILL
+    that nobody here sent, it is why.
+    """
+
+    def __init__(self) -> None:
+        self._before = _oom_kills()
+
+    def struck(self) -> bool:
+        """Look again."""
+        return _oom_kills() > self._before
+
+
+def _oom_kills() -> int:
+    """The kernel's count; 0 where it keeps none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return 0
+
+
+@contextlib.contextmanager
+def _starting(program: str) -> Iterator[None]:
+    """Say in one sentence why a program cannot be started.
+
+    Raises:
+        WorkerError: no memory or no process is left, or it is not there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError(
+            f"{program} cannot be started: {os.strerror(error.errno or 0).lower()}",
+            mend="run fewer steps at once (--jobs 1), and see that it is there; run again",
+        ) from error
 
 
 def _deadline(leader: int, limit: float | None, timed_out: threading.Event) -> threading.Timer:
