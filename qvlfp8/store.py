@@ -167,7 +167,7 @@ class Store:
         """Take a finished step in: ``made`` (from :meth:`scratch`) becomes the entry in one rename.
 
         An entry that is there already (an ``error`` that was tried again, or one that was asked for
-        again) is replaced.
+        again) is replaced; if the disk refuses, it stays.
 
         Raises:
             StoreWriteError: the disk refuses.
@@ -176,9 +176,15 @@ class Store:
         with writing(target):
             _write_synced(made / RECORD, record.model_dump_json(indent=1, exclude_none=True) + "\n")
             target.parent.mkdir(parents=True, exist_ok=True)
+            before = self.tmp / f"replaced-{uuid.uuid4().hex}"
             if target.exists():
-                target.rename(self.tmp / f"replaced-{record.stage}-{record.digest}")
-            made.rename(target)
+                target.rename(before)
+            try:
+                made.rename(target)
+            except OSError:
+                if before.exists():
+                    before.rename(target)
+                raise
             self._subjects.pop(record.stage, None)
             _sync_folder(target.parent)
 

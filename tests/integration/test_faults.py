@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pytest
-
 from qvlfp8 import checkpoint, reference
 from qvlfp8.tensorfile import read_bytes, write_safetensors
 from tests.integration.conftest import Sandbox

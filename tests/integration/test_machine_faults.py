@@ -6,21 +6,18 @@ Slow where ModelOpt is imported, some 10 s.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
+import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from qvlfp8.engine import Batch, Exit, launch
-from qvlfp8.engine.process import Processes
-from qvlfp8.environments import Environment
-from qvlfp8.locks import Lock
-from qvlfp8.source import PACKAGE
+import pytest
+
 from tests.integration.conftest import Sandbox
 from tests.integration.limits import memory_group
-from tests.unit.test_run import Bench, FakeEngine
+from tests.integration.processed import Processed
+from tests.unit.test_run import Bench
+
+pytestmark = pytest.mark.usefixtures("small_models")
 
 GREEDY = """
 def prepare(jobs):
@@ -34,38 +31,6 @@ def run(params, out):
     return {}
 """
 """Quantizes one recipe, and needs 2 GB for the other."""
-
-
-class Greedy(FakeEngine):
-    """Quantizes in real processes, started through ``before``; the rest is made up."""
-
-    def __init__(self, root: Path, *before: str) -> None:
-        super().__init__()
-        self.package = root / "qvlfp8"
-        (self.package / "worker").mkdir(parents=True)
-        for name in ("__init__.py", "worker/__init__.py", "worker/__main__.py", "worker/protocol.py"):
-            shutil.copy(PACKAGE / name, self.package / name)
-        (self.package / "worker" / "quantize.py").write_text(GREEDY)
-        self.before = before
-        self.processes = Processes(lambda _: None)
-
-    def run(
-        self,
-        environment: tuple[Environment, Lock] | None,
-        batch: Batch,
-        log: Path,
-        on_event: Callable[[dict[str, Any]], None],
-    ) -> Exit:
-        if batch.worker != "quantize":
-            return super().run(environment, batch, log, on_event)
-        command = launch.command(sys.executable, launch.write_spec(batch, log), self.package)
-        return self.processes.run(
-            [*self.before, *command],
-            environment=dict(os.environ),
-            log=log,
-            on_line=launch.reader(on_event),
-            time_limit_s=60.0,
-        )
 
 
 def quantized(bench: Bench) -> dict[str, tuple[str, str]]:
@@ -89,7 +54,7 @@ def check(bench: Bench, said: str) -> None:
 
 def test_a_worker_that_gets_no_memory_does_not_fail_its_checkpoint(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "project")
-    bench.run(Greedy(tmp_path, "prlimit", f"--as={1 << 30}"))
+    bench.run(Processed(tmp_path, GREEDY, "prlimit", f"--as={1 << 30}"))
     check(bench, "MemoryError")
 
 
@@ -98,7 +63,7 @@ def test_a_job_that_the_kernel_ends_does_not_fail_its_checkpoint_nor_the_others(
     bench = Bench(tmp_path / "project")
     with memory_group(200 << 20) as group:
         start: Sequence[str] = ("sh", "-c", f'echo $$ > {group} && exec "$@"', "sh")
-        bench.run(Greedy(tmp_path, *start))
+        bench.run(Processed(tmp_path, GREEDY, *start))
     check(bench, "SIGKILL")
 
 
@@ -108,11 +73,10 @@ CELL = "lm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.13.0"
 def test_out_of_memory_on_the_host_ends_the_command_with_cause_and_mend(
     sandbox: Sandbox, says: Callable[[tuple[int, str, str], int, Sequence[str]], None]
 ) -> None:
-    """Real ModelOpt, ended by the kernel while it is imported."""
-    with memory_group(300 << 20) as group:
-        running = sandbox.start("matrix", "--only", CELL)
-        group.write_text(str(running.pid))
-        out, errors = running.communicate(timeout=120)
+    """Real ModelOpt, whose libraries find no place."""
+    running = sandbox.start("matrix", "--only", CELL)
+    resource.prlimit(running.pid, resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    out, errors = running.communicate(timeout=120)
     says(
         (running.returncode, out, errors),
         11,
