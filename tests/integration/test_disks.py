@@ -15,7 +15,7 @@ import pytest
 from qvlfp8.commands.matrix import show_table
 from qvlfp8.engine import Batch, Exit
 from qvlfp8.errors import StoreWriteError
-from qvlfp8.store import Store
+from qvlfp8.store import LOG, Store
 from tests.integration.conftest import Sandbox
 from tests.integration.limits import mounted, read_only
 from tests.integration.processed import Processed
@@ -108,6 +108,8 @@ class BeforeTheRecord(FakeEngine):
         def then(event: dict[str, Any]) -> None:
             self.ended += batch.worker == "quantize"
             if self.ended == 3:
+                out = next(job.out for job in batch.jobs if job.id == event["job"])
+                (out / LOG).touch()  # nothing but the record is left to be written
                 fill(self.root)
             on_event(event)
 

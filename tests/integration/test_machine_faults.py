@@ -75,7 +75,7 @@ def test_out_of_memory_on_the_host_ends_the_command_with_cause_and_mend(
 ) -> None:
     """Real ModelOpt, whose libraries find no place."""
     running = sandbox.start("matrix", "--only", CELL)
-    resource.prlimit(running.pid, resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    resource.prlimit(running.pid, resource.RLIMIT_AS, (600 << 20, 600 << 20))
     out, errors = running.communicate(timeout=120)
     says(
         (running.returncode, out, errors),
