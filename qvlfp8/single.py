@@ -32,6 +32,7 @@ from qvlfp8.locks import Lock, read_lock
 from qvlfp8.machine_faults import kind_of
 from qvlfp8.project import Project
 from qvlfp8.recipe import Recipe, find_recipe
+from qvlfp8.redaction import redact
 from qvlfp8.results import Fault, Record, RecordedStage
 from qvlfp8.run import Progress, this_host
 from qvlfp8.store import LOG, Store, end_of, writing
@@ -181,7 +182,8 @@ def quantize(
         record = _make(request, engine, partial, time_limit_s=time_limit_s, progress=progress)
         made = partial / "checkpoint"
         with writing(request.out):
-            (made / RECORD).write_text(record.model_dump_json(indent=1, exclude_none=True) + "\n")
+            text = redact(record.model_dump_json(indent=1, exclude_none=True))
+            (made / RECORD).write_text(text + "\n")
             _hand_over(made, request.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -26,6 +26,7 @@ from typing import cast, get_args
 from pydantic import ValidationError
 
 from qvlfp8.errors import StoreBusyError, StoreWriteError
+from qvlfp8.redaction import redact
 from qvlfp8.results import Record, RecordedStage
 
 RECORD = "record.json"
@@ -174,7 +175,7 @@ class Store:
         """
         target = self.entry(record.stage, record.digest)
         with writing(target):
-            _write_synced(made / RECORD, record.model_dump_json(indent=1, exclude_none=True) + "\n")
+            _write_synced(made / RECORD, redact(record.model_dump_json(indent=1, exclude_none=True)) + "\n")
             target.parent.mkdir(parents=True, exist_ok=True)
             before = self.tmp / f"replaced-{uuid.uuid4().hex}"
             if target.exists():

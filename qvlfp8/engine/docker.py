@@ -167,11 +167,12 @@ class DockerEngine:
 
         with (
             gpu,
+            launch.scrubbed(batch, log),
             given(outs.values(), self._user),
             reachable(container.binds, self._user) as binds,
         ):
             container = dataclasses.replace(container, binds=binds)
-            return self._run(container, log, launch.reader(on_own_event), launch.time_limit_s(batch))
+            return self._run(container, log, launch.reader(batch, on_own_event), launch.time_limit_s(batch))
 
     def stop(self) -> None:
         """End every container and process that this engine has running, and start no more."""

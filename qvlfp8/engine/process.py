@@ -8,12 +8,20 @@ import shlex
 import signal
 import subprocess
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from qvlfp8.engine import Announce, Exit
 from qvlfp8.errors import WorkerError
+from qvlfp8.redaction import redact, scrub
 from qvlfp8.store import writing
+
+_MARK = "QVLFP8_STARTED_AS"
+"""The variable by which what a command has started is known."""
+
+_ROUNDS = 100
 
 
 class Stopped(Exception):
@@ -25,7 +33,7 @@ class Processes:
 
     def __init__(self, announce: Announce) -> None:
         self._announce = announce
-        self._running: set[int] = set()
+        self._running: set[Family] = set()
         self._guard = threading.Lock()
         self._stopped = False
 
@@ -45,8 +53,9 @@ class Processes:
             StoreWriteError: the log cannot be written.
             WorkerError: the command cannot be started.
         """
-        self._announce(shlex.join(command))
+        self._announce(redact(shlex.join(command)))
         killed = OomKiller()
+        mark = uuid.uuid4().hex
         with writing(log):
             opened = log.open("ab")
         with opened as stream:
@@ -56,7 +65,7 @@ class Processes:
                 with _starting(command[0]):
                     process = subprocess.Popen(
                         command,
-                        env=dict(environment),
+                        env={**environment, _MARK: mark},
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.PIPE if on_line else stream,
                         stderr=stream,
@@ -64,9 +73,12 @@ class Processes:
                         text=True,
                         errors="replace",
                     )
-                self._running.add(process.pid)
+                family = Family(leader=process.pid, mark=mark)
+                self._running.add(family)
             timed_out = threading.Event()
-            timer = _deadline(process.pid, time_limit_s, timed_out)
+            timer = _deadline(family, time_limit_s, timed_out)
+            # A child that outlives the leader holds its output open: nobody would come to its end.
+            threading.Thread(target=_end_after, args=(family,), daemon=True).start()
             try:
                 if on_line and process.stdout is not None:
                     for line in process.stdout:
@@ -74,12 +86,14 @@ class Processes:
                 process.wait()
             finally:
                 timer.cancel()
-                end_session(process.pid)
+                family.end()
                 process.wait()
                 if process.stdout is not None:
                     process.stdout.close()
                 with self._guard:
-                    self._running.discard(process.pid)
+                    self._running.discard(family)
+        with writing(log):
+            scrub(log)
         if self._stopped:
             raise Stopped
         return Exit(
@@ -95,8 +109,8 @@ class Processes:
         with self._guard:
             self._stopped = True
             running = tuple(self._running)
-        for leader in running:
-            end_session(leader)
+        for family in running:
+            family.end()
 
 
 class OomKiller:
@@ -140,10 +154,10 @@ def _starting(program: str) -> Iterator[None]:
         ) from error
 
 
-def _deadline(leader: int, limit: float | None, timed_out: threading.Event) -> threading.Timer:
+def _deadline(family: Family, limit: float | None, timed_out: threading.Event) -> threading.Timer:
     def expire() -> None:
         timed_out.set()
-        end_session(leader)
+        family.end()
 
     timer = threading.Timer(limit if limit is not None else threading.TIMEOUT_MAX, expire)
     timer.daemon = True
@@ -152,25 +166,45 @@ def _deadline(leader: int, limit: float | None, timed_out: threading.Event) -> t
     return timer
 
 
-def end_session(leader: int) -> None:
-    """Kill every process of the session that ``leader`` started, whatever its process group.
+def _end_after(family: Family) -> None:
+    """Wait for the leader's end, and end the rest; who called takes the leader's exit status."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, family.leader, os.WEXITED | os.WNOWAIT)
+    family.end()
 
-    A worker's jobs have groups of their own so that each can be ended alone; the session holds them all.
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A command's process and all that it has started, whatever their groups, sessions and parents.
+
+    ``leader`` began a session of its own, and ``mark`` stands in the environment that all inherit.
     """
-    for pid in _members(leader):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
 
+    leader: int
+    mark: str
 
-def _members(leader: int) -> Iterator[int]:
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text()
-        except OSError:
-            continue
-        # The second field, the name in brackets, may hold spaces; session is the fourth after it.
-        session = int(stat.rpartition(")")[2].split()[3])
-        if session == leader:
-            yield int(entry.name)
+    def end(self) -> None:
+        """Kill every one; those that were started meanwhile, too."""
+        for _ in range(_ROUNDS):
+            found = list(self._members())
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            if not found:
+                return
+
+    def _members(self) -> Iterator[int]:
+        mark = f"{_MARK}={self.mark}".encode()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                # The second field, the name in brackets, may hold spaces.
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] in {"Z", "X"}:
+                    continue
+                # A member of the session, or one that has left it and kept the environment.
+                if int(fields[3]) == self.leader or mark in (entry / "environ").read_bytes().split(b"\0"):
+                    yield int(entry.name)
+            except OSError:
+                continue

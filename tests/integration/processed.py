@@ -51,13 +51,14 @@ class Processed(FakeEngine):
         if batch.worker != "quantize":
             return super().run(environment, batch, log, on_event)
         command = launch.command(sys.executable, launch.write_spec(batch, log), self.package)
-        return self.processes.run(
-            [*self.before, *command],
-            environment=dict(os.environ),
-            log=log,
-            on_line=launch.reader(on_event),
-            time_limit_s=self.limit_s,
-        )
+        with launch.scrubbed(batch, log):
+            return self.processes.run(
+                [*self.before, *command],
+                environment=dict(os.environ),
+                log=log,
+                on_line=launch.reader(batch, on_event),
+                time_limit_s=self.limit_s,
+            )
 
     def stop(self) -> None:
         """End every process."""
