@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -25,7 +24,8 @@ from typing import cast, get_args
 
 from pydantic import ValidationError
 
-from qvlfp8.errors import StoreBusyError, StoreWriteError
+from qvlfp8.disk import writing as writing  # of the store, for most who write
+from qvlfp8.errors import StoreBusyError
 from qvlfp8.redaction import redact
 from qvlfp8.results import Record, RecordedStage
 
@@ -33,43 +33,6 @@ RECORD = "record.json"
 LOG = "log.txt"
 
 _SUBJECT = re.compile(rb'"subject": *("(?:[^"\\]|\\.)*")')
-
-_CANNOT_WRITE = {
-    errno.ENOSPC,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EDQUOT,
-    errno.ENOENT,
-    errno.EEXIST,
-    errno.ENOTEMPTY,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EISDIR,
-    errno.EIO,
-    errno.ENOTDIR,
-}
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the disk's refusals into a :class:`StoreWriteError` that names the place and the mend.
-
-    Raises:
-        StoreWriteError: no space left, quota, read-only file system, no permission.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        raise StoreWriteError(
-            f"{error.filename or path}: {os.strerror(error.errno or 0).lower()}",
-            mend="free some space and run again; finished work is kept"
-            if full
-            else "make it writable, or name another folder (--store)",
-        ) from error
 
 
 class Store:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from qvlfp8.environments import Environment
-from qvlfp8.locks import Lock
+if TYPE_CHECKING:
+    # Processes can be run where nothing is installed.
+    from qvlfp8.environments import Environment
+    from qvlfp8.locks import Lock
 
 
 @dataclass(frozen=True, kw_only=True)

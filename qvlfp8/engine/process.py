@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qvlfp8.disk import writing
 from qvlfp8.engine import Announce, Exit
 from qvlfp8.errors import WorkerError
 from qvlfp8.redaction import redact, scrub
-from qvlfp8.store import writing
 
-_MARK = "QVLFP8_STARTED_AS"
+MARK = "QVLFP8_STARTED_AS"
 """The variable by which what a command has started is known."""
 
 _ROUNDS = 100
@@ -65,7 +65,7 @@ class Processes:
                 with _starting(command[0]):
                     process = subprocess.Popen(
                         command,
-                        env={**environment, _MARK: mark},
+                        env={**environment, MARK: mark},
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.PIPE if on_line else stream,
                         stderr=stream,
@@ -194,7 +194,7 @@ class Family:
                 return
 
     def _members(self) -> Iterator[int]:
-        mark = f"{_MARK}={self.mark}".encode()
+        mark = f"{MARK}={self.mark}".encode()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
