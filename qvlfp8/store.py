@@ -24,7 +24,7 @@ from typing import cast, get_args
 
 from pydantic import ValidationError
 
-from qvlfp8.disk import writing as writing  # of the store, for most who write
+from qvlfp8.disk import writing as writing  # noqa: PLC0414  (it is the store's, for most who write)
 from qvlfp8.errors import StoreBusyError
 from qvlfp8.redaction import redact
 from qvlfp8.results import Record, RecordedStage
