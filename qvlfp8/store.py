@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,14 +60,14 @@ class Store:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
+                holder = os.pread(descriptor, 300, 0).decode(errors="replace").strip()
                 raise StoreBusyError(
                     f"{self.root}: in use by another run (process {holder or 'unknown'})",
                     mend="wait for it to end, or use another folder (--store)",
                 ) from None
             with writing(self.root):
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
                 shutil.rmtree(self.tmp, ignore_errors=True)
                 self.tmp.mkdir(parents=True, exist_ok=True)
             yield
@@ -98,11 +99,14 @@ class Store:
                 yield found
 
     def older(self, stage: RecordedStage, subject: str, *, than: str) -> Record | None:
-        """The newest record of that stage and subject under another digest; an ``error`` says nothing."""
+        """The newest record of that stage and subject under another digest; an ``error`` says nothing.
+
+        Newest by its own clock; of two that say the same time, always the same one.
+        """
         digests = self._digests_of(stage).get(subject, [])
         found = (self.record(stage, digest) for digest in digests if digest != than)
         said = [record for record in found if record and record.status != "error"]
-        return max(said, key=lambda record: record.started, default=None)
+        return max(said, key=lambda record: (record.started, record.digest), default=None)
 
     def _digests_of(self, stage: RecordedStage) -> dict[str, list[str]]:
         """Subject -> digests of its entries, from the first lines of each: most are never read whole."""

@@ -5,7 +5,8 @@
 The step holds memory of the GPU in three processes: itself, one in a group of its own, one in a session of
 its own that has lost its parent. All are deaf to SIGTERM and wait for a kernel that does not end by itself.
 They run as every step does, by :class:`qvlfp8.engine.process.Processes`. Needs torch and `nvidia-smi`,
-nothing else, and no network. Prints one line of JSON; exit code 0 if the memory is free again and no process is left.
+nothing else, and no network. Prints one line of JSON; exit code 0 if the memory is free again and no process
+is left.
 """
 
 from __future__ import annotations

@@ -166,6 +166,16 @@ def run(params, out):
 
 
 @pytest.mark.usefixtures("small_models")
+def test_what_a_worker_that_dies_has_said_is_not_kept(index: PrivateIndex, tmp_path: Path) -> None:
+    """Its parent is killed: nobody reports that the job has ended."""
+    bench = Bench(tmp_path / "project")
+    dies = CHATTY.replace("raise RuntimeError(", "os.kill(os.getppid(), 9)\n        print(")
+    bench.run(Processed(tmp_path / "workers", dies))
+    assert "error" in bench.statuses("quantize")
+    assert leaks_in(bench.project.store.root) == []
+
+
+@pytest.mark.usefixtures("small_models")
 def test_what_a_worker_says_of_secrets_is_not_kept(index: PrivateIndex, tmp_path: Path) -> None:
     """A worker that was given everything, and says everything, in logs, exceptions and results."""
     bench = Bench(tmp_path / "project")
