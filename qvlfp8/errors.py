@@ -6,6 +6,7 @@ Exit codes 1 (something that was checked does not hold) and 2 (usage) are the co
 
 from __future__ import annotations
 
+from qvlfp8.redaction import redact
 from qvlfp8.untrusted import harmless
 
 EXIT_UNEXPECTED = 1
@@ -25,7 +26,7 @@ class QvlError(Exception):
         self.mend = mend
 
     def __str__(self) -> str:
-        return harmless(self.problem if self.mend is None else f"{self.problem}\n  mend: {self.mend}")
+        return harmless(redact(self.problem if self.mend is None else f"{self.problem}\n  mend: {self.mend}"))
 
 
 class UsageError(QvlError):

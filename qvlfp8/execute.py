@@ -20,6 +20,7 @@ from qvlfp8 import __version__, checkpoint, digest, reference
 from qvlfp8.engine import Batch, Engine, Exit, Job
 from qvlfp8.environments import Environment
 from qvlfp8.errors import LockError, QvlError, StoreWriteError
+from qvlfp8.fault_errors import fault_of
 from qvlfp8.host import this_host
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock
@@ -203,7 +204,8 @@ class Executor:
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "end":
-                finish(self._steps[event["job"]], Exit(code=0))
+                killed = bool(event.get("out_of_memory"))
+                finish(self._steps[event["job"]], Exit(code=0, out_of_memory=killed))
 
         environment = ready[0].environment
         batch = Batch(
@@ -240,7 +242,7 @@ class Executor:
         """What kept steps from being executed: told at the end, and on record as the machine's fault."""
         with self._guard:
             self.faults.append(error)
-        return Verdict(status="error", fault=Fault(kind=type(error).__name__, message=error.problem))
+        return Verdict(status="error", fault=fault_of(error))
 
     def _can_run(self, step: Step, together: Set[str]) -> bool:
         for need in step.needs:

@@ -139,11 +139,11 @@ def _is_folder(path: Path, *, file: bool = False) -> bool:
 
 
 def _outcomes(records: Iterable[Record], why: Why, project: Project) -> dict[Key, Outcome]:
-    speaking: dict[tuple[str, str, str], tuple[bool, str, Record, str]] = {}
+    speaking: dict[tuple[str, str, str], tuple[bool, tuple[str, str], Record, str]] = {}
     for record in records:
         stale = why(record)
         name = (record.stage, record.subject, record.host.accelerator or "")
-        candidate = (not stale, record.started, record, stale)
+        candidate = (not stale, (record.started, record.digest), record, stale)
         if name not in speaking or candidate[:2] > speaking[name][:2]:
             speaking[name] = candidate
     found: dict[Key, Outcome] = {}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from qvlfp8.finding_kinds import KINDS
 from qvlfp8.findings import Finding
+from qvlfp8.machine_faults import blames_checkpoint
 
 __all__ = ["Bounds", "Scored", "Stage", "Status", "score"]
 
@@ -156,7 +157,7 @@ def _load(measured: Mapping[str, Any]) -> Scored:
 def _refusal(error: Mapping[str, Any]) -> Finding:
     said = f"{error['type']}: {error['message']}"
     evidence = [said, f"raised in {error['where']}"]
-    if error["origin"] != "checkpoint":
+    if not blames_checkpoint(error):
         return _finding("environment-fault", evidence)
     kind = next((kind for pattern, kind in _REFUSALS if re.search(pattern, said)), "loader-error")
     return _finding(kind, evidence)
@@ -166,7 +167,7 @@ def _generation(error: Mapping[str, Any]) -> Scored:
     """A stage that vLLM left with an exception after it had loaded the checkpoint."""
     evidence = [f"{error['type']}: {error['message']}", f"raised in {error['where']}"]
     kind = "generation-failed"
-    if error["origin"] != "checkpoint":
+    if not blames_checkpoint(error):
         kind = "environment-fault"
     elif "only supported for generative models" in error["message"]:
         kind = "not-generative"

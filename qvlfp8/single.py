@@ -24,16 +24,19 @@ from qvlfp8.errors import (
     UsageError,
     WorkerError,
 )
+from qvlfp8.fault_errors import error_of
 from qvlfp8.hf_ptq import find_script
 from qvlfp8.host import this_host
 from qvlfp8.hub import downloaded
 from qvlfp8.judge import Verdict, judge
 from qvlfp8.locks import Lock, read_lock
+from qvlfp8.machine_faults import kind_of
 from qvlfp8.progress import Progress
 from qvlfp8.project import Project
 from qvlfp8.recipe import Recipe, find_recipe
+from qvlfp8.redaction import redact
 from qvlfp8.results import Fault, Record, RecordedStage
-from qvlfp8.store import LOG, Store, writing
+from qvlfp8.store import LOG, Store, end_of, writing
 from qvlfp8.untrusted import NotACheckpoint
 from qvlfp8.worker.calibration_pictures import UNUSABLE
 
@@ -180,7 +183,8 @@ def quantize(
         record = _make(request, engine, partial, time_limit_s=time_limit_s, progress=progress)
         made = partial / "checkpoint"
         with writing(request.out):
-            (made / RECORD).write_text(record.model_dump_json(indent=1, exclude_none=True) + "\n")
+            text = redact(record.model_dump_json(indent=1, exclude_none=True))
+            (made / RECORD).write_text(text + "\n")
             _hand_over(made, request.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -289,13 +293,13 @@ def _run_one(
     progress.task(label, running=False)
     path = out / "result.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    verdict = judge(stage, result, ended, limit)
+    said = end_of(log)
+    verdict = judge(stage, result, ended, limit, log=said)
     if result is None:
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-        raise WorkerError(
-            f"{stage}: {verdict.fault.message if verdict.fault else 'no result'}",
-            mend="\n".join(tail) or None,
-        )
+        fault = verdict.fault or Fault(kind="unknown", message="no result")
+        if kind_of(f"{fault.kind}:"):
+            raise error_of(f"{fault.kind}:", f"{stage}: {fault.kind}: {fault.message}")
+        raise WorkerError(f"{stage}: {fault.message}", mend="\n".join(said.splitlines()[-5:]) or None)
     return result, verdict
 
 
@@ -305,4 +309,5 @@ def _as_error(verdict: Verdict, recipe: Recipe) -> QvlError:
         kind = _REFUSED.get(finding.id, RecipeError)
         return kind(f"{recipe.id}: {finding.summary}")
     fault = verdict.fault or Fault(kind="unknown", message="the worker ended without a result")
-    return WorkerError(f"{recipe.id}: {fault.kind}: {fault.message}", mend=fault.where)
+    said = f"{fault.kind}: {fault.message}"
+    return error_of(said, f"{recipe.id}: {said}" + (f" ({fault.where})" if fault.where else ""))

@@ -26,7 +26,7 @@ def of_modules(*names: str) -> str:
 @cache
 def of_judgement() -> str:
     """SHA-256 (hex) over what turns measurements into verdicts: changed, it may judge otherwise."""
-    files = sorted({"judge", *closure("findings")})
+    files = sorted({"judge", *closure("findings", "machine_faults")})
     return of_json({name: of_file(file_of(name)) for name in files})
 
 

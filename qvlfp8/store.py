@@ -12,12 +12,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import re
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,7 +26,9 @@ from typing import cast, get_args
 
 from pydantic import ValidationError
 
-from qvlfp8.errors import StoreBusyError, StoreWriteError
+from qvlfp8.disk import writing as writing  # noqa: PLC0414  (it is the store's, for most who write)
+from qvlfp8.errors import StoreBusyError
+from qvlfp8.redaction import redact
 from qvlfp8.results import Record, RecordedStage
 
 RECORD = "record.json"
@@ -39,43 +41,6 @@ _COMMANDS_END_S = 10.0
 """How long the commands of a run that was killed may take to end."""
 
 _SUBJECT = re.compile(rb'"subject": *("(?:[^"\\]|\\.)*")')
-
-_CANNOT_WRITE = {
-    errno.ENOSPC,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EDQUOT,
-    errno.ENOENT,
-    errno.EEXIST,
-    errno.ENOTEMPTY,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EISDIR,
-    errno.EIO,
-    errno.ENOTDIR,
-}
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the disk's refusals into a :class:`StoreWriteError` that names the place and the mend.
-
-    Raises:
-        StoreWriteError: no space left, quota, read-only file system, no permission.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        raise StoreWriteError(
-            f"{error.filename or path}: {os.strerror(error.errno or 0).lower()}",
-            mend="free some space and run again; finished work is kept"
-            if full
-            else "make it writable, or name another folder (--store)",
-        ) from error
 
 
 class Store:
@@ -108,7 +73,7 @@ class Store:
             self._lock = descriptor
             with writing(self.root):
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
                 self._put_back()
                 shutil.rmtree(self.tmp, ignore_errors=True)
                 self.tmp.mkdir(parents=True, exist_ok=True)
@@ -123,8 +88,10 @@ class Store:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
-                if not Path(f"/proc/{holder}").exists() and time.monotonic() < deadline:
+                holder = os.pread(descriptor, 300, 0).decode(errors="replace").strip()
+                pid, _, host = holder.partition(" on ")
+                gone = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+                if gone and time.monotonic() < deadline:
                     # Its run was killed, and its commands are being ended.
                     time.sleep(0.01)
                     continue
@@ -167,11 +134,14 @@ class Store:
                 yield found
 
     def older(self, stage: RecordedStage, subject: str, *, than: str) -> Record | None:
-        """The newest record of that stage and subject under another digest; an ``error`` says nothing."""
+        """The newest record of that stage and subject under another digest; an ``error`` says nothing.
+
+        Newest by its own clock; of two that say the same time, always the same one.
+        """
         digests = self._digests_of(stage).get(subject, [])
         found = (self.record(stage, digest) for digest in digests if digest != than)
         said = [record for record in found if record and record.status != "error"]
-        return max(said, key=lambda record: record.started, default=None)
+        return max(said, key=lambda record: (record.started, record.digest), default=None)
 
     def _digests_of(self, stage: RecordedStage) -> dict[str, list[str]]:
         """Subject -> digests of its entries, from the first lines of each: most are never read whole."""
@@ -200,25 +170,46 @@ class Store:
         """Take a finished step in: ``made`` (from :meth:`scratch`) becomes the entry in one rename.
 
         An entry that is there already (an ``error`` that was tried again, or one that was asked for
-        again) is replaced.
+        again) is replaced; if the disk refuses, it stays.
 
         Raises:
             StoreWriteError: the disk refuses.
         """
         target = self.entry(record.stage, record.digest)
         with writing(target):
-            _write_synced(made / RECORD, record.model_dump_json(indent=1, exclude_none=True) + "\n")
+            _write_synced(made / RECORD, redact(record.model_dump_json(indent=1, exclude_none=True)) + "\n")
             target.parent.mkdir(parents=True, exist_ok=True)
+            away = None
             if target.exists():
-                self._move_away(target)
-            made.rename(target)
+                away = self._move_away(target)
+            try:
+                made.rename(target)
+            except OSError:
+                if away is not None:
+                    away.rename(target)
+                raise
             self._subjects.pop(record.stage, None)
             _sync_folder(target.parent)
 
-    def _move_away(self, entry: Path) -> None:
+    def _move_away(self, entry: Path) -> Path:
         away = self.tmp / f"{_REPLACED}-{entry.parent.name}-{entry.name}"
         shutil.rmtree(away, ignore_errors=True)
         entry.rename(away)
+        return away
+
+
+END_BYTES = 200_000
+"""As much of a log's end says why a process ended."""
+
+
+def end_of(log: Path) -> str:
+    """The last :data:`END_BYTES` of a log; empty if there is none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - END_BYTES))
+            return stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _write_synced(path: Path, text: str) -> None:

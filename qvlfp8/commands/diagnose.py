@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qvlfp8 import machine_faults
 from qvlfp8.commands.findings import json_text, kind_json, show_kind
 from qvlfp8.diagnose import Diagnosis, Line, Named, diagnose
 from qvlfp8.errors import EXIT_UNEXPECTED, QvlError
@@ -83,7 +84,11 @@ def _print_diagnosis(diagnosis: Diagnosis, *, whole: bool) -> None:
         return
     besides = " but what is only noted above" if diagnosis.findings else ""
     print(f"unknown: no finding{besides} is known by what this log says")
-    if diagnosis.machine:
+    if diagnosis.fault:
+        known = machine_faults.FAULTS[diagnosis.fault]
+        print(f"  a fault of the machine, not of the checkpoint: {diagnosis.fault}: {known.cause}")
+        print(f"  mend: {known.mend}")
+    elif diagnosis.machine:
         print("  it speaks of the machine (memory, driver, packages, network), not of the checkpoint")
     if diagnosis.decisive:
         print("  the decisive lines:")
@@ -105,8 +110,16 @@ def _diagnosis_json(diagnosis: Diagnosis, *, whole: bool) -> dict[str, Any]:
         "known": diagnosis.known,
         "findings": [_named_json(named) for named in diagnosis.findings],
         "machine": diagnosis.machine,
+        "fault": _fault_json(diagnosis.fault),
         "decisive": _lines_json(diagnosis.decisive),
     }
+
+
+def _fault_json(kind: machine_faults.Kind | None) -> dict[str, str] | None:
+    if kind is None:
+        return None
+    known = machine_faults.FAULTS[kind]
+    return {"kind": kind, "cause": known.cause, "mend": known.mend}
 
 
 def _named_json(named: Named) -> dict[str, Any]:

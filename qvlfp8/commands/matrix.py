@@ -13,9 +13,9 @@ from rich.console import Console
 from qvlfp8.cells import Cell
 from qvlfp8.engine import Engine
 from qvlfp8.engine.choose import EngineName, make_engine
-from qvlfp8.errors import QvlError, StoreWriteError, UsageError, WorkerError
+from qvlfp8.errors import QvlError, UsageError
+from qvlfp8.fault_errors import error_of
 from qvlfp8.host import devices
-from qvlfp8.judge import DISK
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
@@ -164,16 +164,9 @@ def raise_for_errors(views: Sequence[CellView]) -> None:
     """Raise for the first stage that could not be executed."""
     for view in views:
         for stage in view.stages:
-            if stage.status == "error" and stage.because.startswith(DISK):
-                raise StoreWriteError(
-                    f"{stage.stage} of {view.cell.id}: {stage.because}",
-                    mend="free some space and run again; finished work is kept",
-                )
             if stage.status == "error":
-                raise WorkerError(
-                    f"{stage.stage} of {view.cell.id} could not be executed: {stage.because}",
-                    mend="run again: what ended in an error is tried again, the rest is kept",
-                )
+                what = f"{stage.stage} of {view.cell.id} could not be executed: {stage.because}"
+                raise error_of(stage.because, what)
 
 
 def show_table(

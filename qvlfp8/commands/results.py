@@ -18,7 +18,7 @@ from qvlfp8.plan import LockKey, Plan, Step, repeat_command
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import write_pages
 from qvlfp8.results import Fault, Record
-from qvlfp8.store import Store
+from qvlfp8.store import Store, end_of
 from qvlfp8.truth import TRUTH_PER_TASK, session
 from qvlfp8.truth.asking import WORKER, Asking, asking, find_cells
 
@@ -114,8 +114,8 @@ def _truth_record(asked: Asking, results: Mapping[str, Imported]) -> Record:
 
 def _record(step: Step, imported: Imported) -> Record:
     result = imported.result
-    verdict = judge("generate", result, Exit(code=0), TIME_LIMIT_S["generate"])
     log = imported.folder / "log.txt"
+    verdict = judge("generate", result, Exit(code=0), TIME_LIMIT_S["generate"], log=end_of(log))
     return Record(
         stage="generate",
         subject=step.subject,

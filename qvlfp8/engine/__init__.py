@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from qvlfp8.environments import Environment
-from qvlfp8.locks import Lock
+if TYPE_CHECKING:
+    # Processes can be run where nothing is installed.
+    from qvlfp8.environments import Environment
+    from qvlfp8.locks import Lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Batch:
 class Exit:
     """How a process ended. ``code`` is negative for a signal, as in :mod:`subprocess`.
 
-    ``out_of_memory``: it was killed for using more memory than it may; only a container can tell.
+    ``out_of_memory``: the kernel ended it for using more memory than there is, or than it may.
     """
 
     code: int

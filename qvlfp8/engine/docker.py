@@ -169,11 +169,12 @@ class DockerEngine:
 
         with (
             gpu,
+            launch.scrubbed(batch, log),
             given(outs.values(), self._user),
             reachable(container.binds, self._user) as binds,
         ):
             container = dataclasses.replace(container, binds=binds)
-            return self._run(container, log, launch.reader(on_own_event), launch.time_limit_s(batch))
+            return self._run(container, log, launch.reader(batch, on_own_event), launch.time_limit_s(batch))
 
     def stop(self) -> None:
         """End every container and process that this engine has running, and start no more."""
@@ -248,7 +249,7 @@ class DockerEngine:
                 _pump(said, log, on_line)
             finally:
                 timer.cancel()
-                alive._response.close()
+                alive._response.close()  # type: ignore[union-attr]
                 # Its own close() leaves the socket open where the daemon has closed it first.
                 said._response.close()  # type: ignore[attr-defined]
             # The stream has ended, and so has the container; if only the stream has, time ends both.

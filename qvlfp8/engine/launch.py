@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qvlfp8.engine import Batch, Exit
-from qvlfp8.engine.process import Processes
+from qvlfp8.engine.process import OomKiller, Processes
+from qvlfp8.redaction import scrub
 from qvlfp8.source import PACKAGE
 from qvlfp8.store import writing
 
@@ -21,13 +23,18 @@ _START_LIMIT_S = 300.0
 
 _KEPT = (
     "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ",
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
-    "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE",
+    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE",
     "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
 )  # fmt: skip
 """What a worker on this machine gets of the caller's environment; all else (PYTHONPATH above all) stays
 outside."""
+
+_FOR_THE_HUB = (
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "HF_ENDPOINT", "HF_TOKEN",
+)  # fmt: skip
+"""What it gets besides if it may use the hub; credentials are among them."""
 
 
 def write_spec(batch: Batch, log: Path) -> Path:
@@ -71,17 +78,48 @@ def variables(batch: Batch, *, offline: bool) -> dict[str, str]:
     return own
 
 
-def kept_variables() -> dict[str, str]:
+def kept_variables(*, offline: bool = True) -> dict[str, str]:
     """What a worker on this machine keeps of the caller's environment."""
-    return {key: os.environ[key] for key in _KEPT if key in os.environ}
+    names = _KEPT if offline else (*_KEPT, *_FOR_THE_HUB)
+    return {key: os.environ[key] for key in names if key in os.environ}
 
 
-def reader(on_event: OnEvent) -> Callable[[str], None]:
-    """Takes the lines that a worker prints, and passes its events on."""
+@contextlib.contextmanager
+def scrubbed(batch: Batch, log: Path) -> Iterator[None]:
+    """While a batch runs: whatever comes of it, its logs keep no secret of the caller.
+
+    Raises:
+        StoreWriteError: the disk refuses.
+    """
+    try:
+        yield
+    finally:
+        for place in (log, *(job.out for job in batch.jobs)):
+            # What is finished was scrubbed then, and has been moved away.
+            if place.exists():
+                with writing(place):
+                    scrub(place)
+
+
+def reader(batch: Batch, on_event: OnEvent) -> Callable[[str], None]:
+    """Takes the lines that a worker prints, and passes its events on, once a job's logs are scrubbed.
+
+    An ``end`` says ``out_of_memory`` if the kernel ended a process for want of it before.
+    """
+    killed = OomKiller()
+    outs = {job.id: job.out for job in batch.jobs}
 
     def on_line(line: str) -> None:
+        nonlocal killed
         if line.startswith("{"):
-            on_event(json.loads(line))
+            event = json.loads(line)
+            if event["event"] == "end":
+                with writing(outs[event["job"]]):
+                    scrub(outs[event["job"]])
+                if killed.struck():
+                    event["out_of_memory"] = True
+                    killed = OomKiller()
+            on_event(event)
 
     return on_line
 
@@ -101,10 +139,11 @@ def run_here(
         Stopped: the engine was told to stop.
         StoreWriteError: the disk refuses.
     """
-    return processes.run(
-        command(python, write_spec(batch, log)),
-        environment=environment,
-        log=log,
-        on_line=reader(on_event),
-        time_limit_s=time_limit_s(batch),
-    )
+    with scrubbed(batch, log):
+        return processes.run(
+            command(python, write_spec(batch, log)),
+            environment=environment,
+            log=log,
+            on_line=reader(batch, on_event),
+            time_limit_s=time_limit_s(batch),
+        )

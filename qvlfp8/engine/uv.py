@@ -79,6 +79,13 @@ def find_links(environment: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(environment.get("PIP_FIND_LINKS", "").split())
 
 
+def remote_links(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variable that names uv the places with an address; nothing where pip's variable names none."""
+    named = [link for link in find_links(environment) if "://" in link]
+    theirs = [place for place in environment.get("UV_FIND_LINKS", "").split(",") if place]
+    return {"UV_FIND_LINKS": ",".join([*theirs, *named])} if named else {}
+
+
 def torch_source(torch: str, environment: Mapping[str, str]) -> tuple[str, ...]:
     """uv's flags that say where the CPU build of torch comes from."""
     places = (*find_links(environment), *environment.get("UV_FIND_LINKS", "").split(","))
@@ -138,8 +145,10 @@ class Uv:
     def __init__(self, processes: Processes, *, torch: str) -> None:
         self._processes = processes
         self._uv = find_uv()
-        links = find_links(os.environ)
-        self._links = tuple(part for link in links for part in ("--find-links", link))
+        folders = [link for link in find_links(os.environ) if "://" not in link]
+        self._links = tuple(part for link in folders for part in ("--find-links", link))
+        # An address may hold credentials, which a command line shows to everybody.
+        self._remote = remote_links(os.environ)
         self._torch = torch_source(torch, os.environ)
 
     def compile(self, asked: Request, *, builder: Path, scratch: Path) -> str:
@@ -168,7 +177,8 @@ class Uv:
                 *flags,
                 "--overrides", str(scratch / "override"), "--excludes", str(scratch / "exclude"),
                 "--output-file", str(made), str(scratch / "requires"),
-                log=log, extra=_built_as(_vllm_version(asked.requires)),
+                log=log,
+                extra=_built_as(_vllm_version(asked.requires)) | ({} if asked.released else self._remote),
             )  # fmt: skip
         except (PackageMissingError, BuildError) as error:
             raise _unresolved(log.read_text(errors="replace"), error) from None
@@ -198,7 +208,7 @@ class Uv:
             requirements = folder / f"lock-{number}.txt"
             requirements.write_text(step.requirements, encoding="utf-8")
             command = step.command(str(requirements), python=python, places=places)
-            self._run(*command, log=log, extra=step.variables)
+            self._run(*command, log=log, extra=step.variables | ({} if lock.released else self._remote))
 
     def unpack(self, requirements: Path, folder: Path, *, python: str, platform: str, log: Path) -> None:
         """Unpack hash-locked wheels, as they are released for another Python and platform, into a folder.

@@ -81,7 +81,8 @@ class VenvEngine:
     ) -> Exit:
         """Run a batch; the limit for the whole process is its start and every job's own limit."""
         folder = self._folder(*environment) if environment else None
-        variables = {**launch.kept_variables(), **launch.variables(batch, offline=self._offline)}
+        kept = launch.kept_variables(offline=self._offline)
+        variables = {**kept, **launch.variables(batch, offline=self._offline)}
         if folder is None:
             return launch.run_here(self._processes, batch, log, on_event, environment=variables)
         # One cache a version: vLLM versions overwrite each other's in a shared one (FACTS 3).

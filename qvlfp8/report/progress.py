@@ -24,6 +24,7 @@ from rich.text import Text
 
 from qvlfp8.plan import Step
 from qvlfp8.progress import Progress
+from qvlfp8.redaction import redact
 from qvlfp8.results import Record
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!"}
@@ -152,6 +153,7 @@ class ConsoleProgress(Progress):
                 self._bars.advance(self._overall)
 
     def _print(self, text: str, style: str | None = None) -> None:
+        text = redact(text)
         if not self._verbose and len(text) > 240:
             text = text[:239] + "…"
         elapsed = time.monotonic() - self._started

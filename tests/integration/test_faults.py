@@ -9,16 +9,14 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import pytest
 
 from qvlfp8 import checkpoint, reference
 from qvlfp8.tensorfile import read_bytes, write_safetensors
 from tests.integration.conftest import Sandbox
+from tests.integration.limits import mounted, resize
 from tests.integration.probing import said_by
 
 Says = Callable[[tuple[int, str, str], int, Sequence[str]], None]
@@ -128,20 +126,6 @@ def test_a_half_written_entry_is_made_again(sandbox: Sandbox) -> None:
     assert json.loads(record.read_text())["status"] == "pass"
 
 
-@contextlib.contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-
-
-@needs_root
 def test_a_read_only_disk_is_said_at_once(sandbox: Sandbox, tmp_path: Path, says: Says) -> None:
     store = tmp_path / "disk"
     with mounted(store, "ro"):
@@ -149,7 +133,6 @@ def test_a_read_only_disk_is_said_at_once(sandbox: Sandbox, tmp_path: Path, says
     says(ended, 13, ["read-only file system", "--store"])
 
 
-@needs_root
 def test_a_full_disk_is_said_and_what_was_kept_stays(sandbox: Sandbox, tmp_path: Path, says: Says) -> None:
     store = tmp_path / "disk"
     # Room for the reference model (8 MB), not for a checkpoint beside it.
@@ -158,7 +141,7 @@ def test_a_full_disk_is_said_and_what_was_kept_stays(sandbox: Sandbox, tmp_path:
         ended = sandbox.run(*ONE_CELL, "--store", str(store))
         says(ended, 13, ["No space left on device", "mend: free some space"])
         assert len(list((store / "steps" / "model").glob("*/record.json"))) == 1
-        subprocess.run(["mount", "-o", "remount,size=200m", str(store)], check=True)
+        resize(store, "200m")
         status, _, errors = sandbox.run(*ONE_CELL, "--store", str(store))
         assert status == 0, errors
         assert "model seeing-untied" not in errors

@@ -14,6 +14,7 @@ import pytest
 
 from qvlfp8.engine import Exit, guard
 from qvlfp8.engine.process import Processes, Stopped
+from qvlfp8.errors import WorkerError
 from qvlfp8.store import Store
 
 # A child in a process group of its own, as a worker's job is, that ignores what can be ignored.
@@ -77,6 +78,34 @@ def test_what_a_process_leaves_behind_is_ended_with_it(tmp_path: Path) -> None:
     ended, lines, _ = run(code, tmp_path)
     assert ended == Exit(code=0)
     wait_for(lambda: gone(int(lines[0])))
+
+
+# A child in a session of its own whose parent has gone: no tree and no session leads to it.
+ESCAPED = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("then", ["time.sleep(600)", "time.sleep(1)", "os.execlp('sleep', 'sleep', '1')"])
+def test_a_child_that_left_the_session_neither_stays_nor_holds_up(tmp_path: Path, then: str) -> None:
+    """It holds the output open, past the limit and past the leader's own end."""
+    started = time.monotonic()
+    ended, lines, _ = run(ESCAPED + then, tmp_path, time_limit_s=5.0)
+    assert time.monotonic() - started < 60
+    assert ended.timed_out == (then == "time.sleep(600)")
+    wait_for(lambda: gone(int(lines[0])))
+
+
+def test_a_program_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="/none cannot be started: no such file"):
+        Processes(lambda _: None).run(["/none"], environment={}, log=tmp_path / "log")
 
 
 def test_stop_ends_what_runs_and_lets_nothing_start(tmp_path: Path) -> None:

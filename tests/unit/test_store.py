@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,7 +141,7 @@ def test_a_second_run_in_one_store_is_refused_and_the_first_goes_on(tmp_path: Pa
     first, second = Store(tmp_path), Store(tmp_path)
     with first.locked():
         with (
-            pytest.raises(StoreBusyError, match=r"in use by another run \(process \d+\)"),
+            pytest.raises(StoreBusyError, match=r"in use by another run \(process \d+ on \S+\)"),
             second.locked(),
         ):
             pass
@@ -163,6 +166,97 @@ def test_a_killed_run_does_not_keep_the_store(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     with Store(tmp_path).locked():
         pass
+
+
+def test_a_killed_run_does_not_keep_the_store_though_what_it_started_lives(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, subprocess, sys; from pathlib import Path; from qvlfp8.store import Store\n"
+        "with Store(Path(sys.argv[1])).locked():\n"
+        "    print(subprocess.Popen(['sleep', '600'], stdout=-3, stderr=-3).pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False)
+    child = int(said.stdout)
+    try:
+        os.kill(child, 0)
+        with Store(tmp_path).locked():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_store_that_was_copied_or_restored_while_it_was_held_is_free(tmp_path: Path) -> None:
+    held = Store(tmp_path / "held")
+    with held.locked():
+        commit(held, record())
+        held.scratch("half-made")
+        shutil.copytree(held.root, tmp_path / "restored")
+        restored = Store(tmp_path / "restored")
+        assert (restored.root / "lock").read_text() == (held.root / "lock").read_text()
+        with restored.locked():
+            assert restored.record("inspect", "a" * 64) == record()
+            assert list(restored.tmp.iterdir()) == []
+
+
+def test_of_records_of_one_time_always_the_same_is_the_newest(tmp_path: Path) -> None:
+    for order in ("bcd", "dcb"):
+        store = Store(tmp_path / order)
+        with store.locked():
+            for letter in order:
+                commit(store, record(letter * 64))
+        found = store.older("inspect", "r/q/m", than="a" * 64)
+        assert found is not None
+        assert found.digest == "d" * 64
+
+
+def test_a_clock_that_was_set_back_does_not_bring_an_older_record_of_a_step_back(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked():
+        commit(store, record(started="2030-01-01T00:00:00+00:00", status="fail"))
+        commit(store, record(started="2020-01-01T00:00:00+00:00"))
+    found = store.record("inspect", "a" * 64)
+    assert found is not None
+    assert (found.status, found.started[:4]) == ("pass", "2020")
+
+
+def test_an_entry_whose_replacement_the_disk_refuses_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.startswith("x-"):
+            raise OSError(errno.ENOSPC, "text", str(target))
+        return rename(self, target)
+
+    with store.locked():
+        commit(store, record())
+        monkeypatch.setattr(Path, "rename", refuse)
+        with pytest.raises(StoreWriteError):
+            commit(store, record(status="fail"))
+    found = store.record("inspect", "a" * 64)
+    assert found is not None
+    assert found.status == "pass"
+
+
+def test_an_entry_is_replaced_as_often_as_it_is_made(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked():
+        for _ in range(4):
+            commit(store, record())
+
+
+def test_a_record_keeps_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", 'hf_of"this user')
+    store = Store(tmp_path)
+    fault = Fault(kind="x", message='cannot log in with hf_of"this user')
+    with store.locked():
+        commit(store, record(status="error", fault=fault))
+    found = store.record("inspect", "a" * 64)
+    assert found is not None
+    assert found.fault is not None
+    assert found.fault.message == "cannot log in with [secret]"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
