@@ -154,7 +154,8 @@ def nightly(session: nox.Session) -> None:
     run(session, "pytest", "-q", "tests/compat", "--all")
     run(session, "qvlfp8", "truth")
     run(session, "qvlfp8", "contract", "check")
-    run(session, "pytest", "-q", "tests/integration/test_contract.py", "-n", "auto", QVLFP8_EXAMPLES="400")
+    modules = [f"tests/integration/test_{module}.py" for module in ("contract", "forms", "repair")]
+    run(session, "pytest", "-q", *modules, "-n", "auto", QVLFP8_TESTS_THOROUGH="1")
     run(session, "qvlfp8", "base")
     run(session, "python", "bench/base.py")
     run(session, "python", "bench/images.py", "--twice")

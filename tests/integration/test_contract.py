@@ -28,9 +28,9 @@ from qvlfp8.survey import survey
 from qvlfp8.worker.contract import write_checkpoint
 from tests.contract_cases import Made, checkpoints
 from tests.contract_found import FOUND
-from tests.integration.loader import ROOT, Hosts
+from tests.integration.loader import ROOT, THOROUGH, Hosts
 
-EXAMPLES = int(os.environ.get("QVLFP8_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("QVLFP8_EXAMPLES", "400" if THOROUGH else "40"))
 
 MOST_UNKNOWN = 0.02
 """Share of the random checkpoints about which the contract may say nothing."""
