@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,7 @@ def pytest_xdist_auto_num_workers() -> int:
     """
     host = this_host()
     jobs = default_jobs(host)
-    return jobs + (default_jobs(replace(host, cpus=jobs + 1)) > jobs)
+    return default_jobs(host.model_copy(update={"cpus": jobs + 1}))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
