@@ -36,10 +36,10 @@ def install(session: nox.Session, *groups: str, extra: str | None = None) -> Non
     )  # fmt: skip
 
 
-def run(session: nox.Session, *command: str) -> None:
+def run(session: nox.Session, *command: str, **variables: str) -> None:
     """Run a command of the session's environment; on Ctrl-C let it keep what is finished."""
     # Kept, what pytest rewrites (its plugins above all, for seconds) is not rewritten in every process.
-    env = {"PYTHONPATH": None, "PYTHONDONTWRITEBYTECODE": None}
+    env = {"PYTHONPATH": None, "PYTHONDONTWRITEBYTECODE": None, **variables}
     session.run(*command, env=env, interrupt_timeout=20.0, terminate_timeout=10.0)
 
 
@@ -64,14 +64,13 @@ def _compat_options(options: list[str]) -> list[str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests: unit, the site in a browser, the matrix, and integration with real ModelOpt and vLLM."""
+    """All tests: unit, the matrix, the site in a browser, and integration with real ModelOpt and vLLM."""
     install(session, "test", "browser")
     run(session, "pytest", "-q", "tests/unit", "-n", "auto")
-    run(session, "pytest", "-q", "tests/browser")
     run(session, "qvlfp8", "matrix")
     run(session, "pytest", "-q", "tests/compat")
-    # Tests that share a vLLM or the Docker daemon run one after the other, beside the rest.
-    run(session, "pytest", "-q", "tests/integration", "-n", "auto", *session.posargs)
+    # Tests that share a browser, a vLLM or the Docker daemon run one after the other, beside the rest.
+    run(session, "pytest", "-q", "tests/browser", "tests/integration", "-n", "auto", *session.posargs)
 
 
 @nox.session
@@ -156,12 +155,14 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """What takes long: every cell, the oracle, every contract, images built twice and compared."""
+    """What takes long: every cell, the oracle, every contract and many checkpoints, images built twice."""
     install(session, "test")
     run(session, "qvlfp8", "matrix", "--all")
     run(session, "pytest", "-q", "tests/compat", "--all")
     run(session, "qvlfp8", "truth")
     run(session, "qvlfp8", "contract", "check")
+    modules = [f"tests/integration/test_{module}.py" for module in ("contract", "forms", "repair")]
+    run(session, "pytest", "-q", *modules, "-n", "auto", QVLFP8_TESTS_THOROUGH="1")
     run(session, "qvlfp8", "base")
     run(session, "python", "bench/base.py")
     run(session, "python", "bench/images.py", "--twice")

@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from qvlfp8 import bundle
+from qvlfp8.bundle.archives import Tree, size, write_bundle
+from qvlfp8.bundle.jobs import generate_batches, truth_batch, work_tree
+from qvlfp8.bundle.packages import Rule, files_of, for_one_gpu, read_bundles, read_have, sort_lock
 from qvlfp8.cells import Cell
 from qvlfp8.engine.process import Processes
 from qvlfp8.engine.uv import Uv
@@ -61,13 +63,13 @@ def make_bundle(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     project = Project.open(matrix, store)
-    file = bundle.read_bundles(matrix.parent / BUNDLES)
+    file = read_bundles(matrix.parent / BUNDLES)
     try:
-        host = bundle.read_have(have.read_text(encoding="utf-8"))
+        host = read_have(have.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{have}: cannot be read: {error}", mend="name the host's list (--have)") from None
     environments = [_environment(project, name) for name in names]
-    limit = None if split is None else bundle.size(split)
+    limit = None if split is None else size(split)
     processes = Processes(lambda command: show(f"$ {command}"))
     try:
         with tempfile.TemporaryDirectory(prefix="qvlfp8-bundle-", dir=out.absolute().parent) as folder:
@@ -81,9 +83,9 @@ def make_bundle(
                     serving = [e for e in environments if e.kind == "serve"]
                     parts += [_truth(project, e, limit_s=time_limit) for e in serving]
                 trees.append(_work(parts, scratch))
-            for piece in bundle.write_bundle(out, trees, split=limit):
-                size = sum(path.stat().st_size for path in piece.rglob("*") if path.is_file())
-                print(f"{piece}  {size / 1e6:.1f} MB")
+            for piece in write_bundle(out, trees, split=limit):
+                total = sum(path.stat().st_size for path in piece.rglob("*") if path.is_file())
+                print(f"{piece}  {total / 1e6:.1f} MB")
     finally:
         processes.stop()
 
@@ -98,13 +100,13 @@ def _environment(project: Project, name: str) -> Environment:
 def _tree(
     project: Project,
     environment: Environment,
-    rule: bundle.Rule,
+    rule: Rule,
     host: dict[str, str],
     uv: Uv,
     scratch: Path,
-) -> bundle.Tree:
+) -> Tree:
     lock = read_lock(project.matrix, environment, "bundle")
-    packages = bundle.sort_lock(lock.path.read_text(encoding="utf-8"), host, rule)
+    packages = sort_lock(lock.path.read_text(encoding="utf-8"), host, rule)
     scratch.mkdir()
     requirements = scratch / "requirements.txt"
     requirements.write_text(packages.requirements, encoding="utf-8")
@@ -112,11 +114,11 @@ def _tree(
         requirements, scratch / "site",
         python=BUNDLE_HOST.python, platform=BUNDLE_HOST.platform, log=scratch / "log.txt",
     )  # fmt: skip
-    files = bundle.files_of(scratch / "site", rule)
+    files = files_of(scratch / "site", rule)
     if rule.compute_capability is not None:
         smaller = scratch / "smaller"
         smaller.mkdir()
-        files = bundle.for_one_gpu(files, rule.compute_capability, smaller)
+        files = for_one_gpu(files, rule.compute_capability, smaller)
     spec: dict[str, Any] = {
         "python": BUNDLE_HOST.python,
         "lock": lock.digest,
@@ -125,14 +127,14 @@ def _tree(
         "left_out": sorted(name for item in rule.without for name in (*item.packages, *item.files)),
         "variables": rule.variables,
     }
-    return bundle.Tree(name=environment.id, files=files, environment=spec)
+    return Tree(name=environment.id, files=files, environment=spec)
 
 
 Work = tuple[dict[str, dict[str, Any]], dict[str, Path]]
 """Batches by name, and the files that they read by their places in the bundle."""
 
 
-def _work(parts: Sequence[Work], scratch: Path) -> bundle.Tree:
+def _work(parts: Sequence[Work], scratch: Path) -> Tree:
     batches = {name: batch for part, _ in parts for name, batch in part.items()}
     files = {place: file for _, part in parts for place, file in part.items()}
     if not batches:
@@ -140,7 +142,7 @@ def _work(parts: Sequence[Work], scratch: Path) -> bundle.Tree:
             "no cell of these environments has a checkpoint to run",
             mend="`qvlfp8 matrix` makes the checkpoints; --no-jobs brings the environments only",
         )
-    return bundle.work_tree(batches, files, scratch)
+    return work_tree(batches, files, scratch)
 
 
 def _truth(project: Project, environment: ServeEnvironment, *, limit_s: float) -> Work:
@@ -152,7 +154,7 @@ def _truth(project: Project, environment: ServeEnvironment, *, limit_s: float) -
             f"the good checkpoints for {environment.id} are not made yet",
             mend="`qvlfp8 matrix` makes them",
         )
-    return bundle.truth_batch(asked, limit_s)
+    return truth_batch(asked, limit_s)
 
 
 def _generation(
@@ -166,7 +168,7 @@ def _generation(
         name = "model" if step.stage == "model" else "checkpoint"
         return project.store.entry(step.stage, step.digest) / name
 
-    return bundle.generate_batches(plan, steps, folder_of, limit_s)
+    return generate_batches(plan, steps, folder_of, limit_s)
 
 
 def _run_of(project: Project, plan: Plan, cell: Cell) -> Step | None:

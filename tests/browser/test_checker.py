@@ -8,6 +8,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,11 +57,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@dataclass(frozen=True)
+class Start:
+    """The page's start: what of the checker it had asked for before files came, and with its first answer."""
+
+    before: list[str]
+    again_before: bool
+    after: list[str]
+
+
 @pytest.fixture(scope="module")
-def opened(chromium: Browser, site: Path) -> Iterator[Checker]:
+def started(
+    chromium: Browser, site: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Checker, Start]]:
+    """One page for all tests: Python takes seconds to start in it."""
     checker = Checker.open(chromium, site)
-    yield checker
+    before, again = _of_checker(checker), checker.page.locator("#again").is_enabled()
+    checker.choose(portable(tmp_path_factory.mktemp("first") / "a"))
+    yield checker, Start(before, again, _of_checker(checker))
     checker.page.close()
+
+
+def _of_checker(checker: Checker) -> list[str]:
+    return [address for address in checker.requests if "/checker/" in address]
+
+
+@pytest.fixture(scope="module")
+def opened(started: tuple[Checker, Start]) -> Checker:
+    return started[0]
 
 
 @pytest.fixture
@@ -206,13 +230,10 @@ def answered_elsewhere(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_nothing_is_loaded_before_files_come(chromium: Browser, site: Path, tmp_path: Path) -> None:
-    checker = Checker.open(chromium, site)
-    assert checker.page.locator("#again").is_disabled()
-    assert [address for address in checker.requests if "/checker/" in address] == []
-    checker.choose(portable(tmp_path / "a"))
-    assert len([address for address in checker.requests if "/checker/" in address]) == 5
-    checker.page.close()
+def test_nothing_is_loaded_before_files_come(started: tuple[Checker, Start]) -> None:
+    start = started[1]
+    assert (start.before, start.again_before) == ([], False)
+    assert len(start.after) == 5
 
 
 @pytest.mark.parametrize(("make", "code"), [(portable, 0), (naive, 1)], ids=["good", "bad"])
@@ -311,13 +332,14 @@ _REFUSED = """
 """
 
 
-def test_neither_page_nor_worker_can_connect(chromium: Browser, site: Path, tmp_path: Path) -> None:
-    checker = Checker.open(chromium, site)
-    checker.choose(portable(tmp_path / "a"))
-    (worker,) = checker.page.workers
-    assert checker.page.evaluate(_REFUSED) == "connect-src"
+def test_neither_page_nor_worker_can_connect(opened: Checker, tmp_path: Path) -> None:
+    opened.choose(portable(tmp_path / "a"))
+    (worker,) = opened.page.workers
+    asked = len(opened.requests)
+    assert opened.page.evaluate(_REFUSED) == "connect-src"
     assert worker.evaluate(_REFUSED) == "connect-src"
-    checker.page.close()
+    # It was the test that asked.
+    del opened.requests[asked:]
 
 
 def test_a_site_that_is_not_whole_says_so(chromium: Browser, site: Path, tmp_path: Path) -> None:

@@ -25,15 +25,20 @@ from qvlfp8.images import base as bases
 from qvlfp8.images.daemon import connect
 from qvlfp8.project import Project
 from qvlfp8.store import Store
-from tests.integration.grouping import GroupScheduling, check, group_of
+from tests.integration.grouping import GroupScheduling, check, in_order
 from tests.integration.loader import Hosts
 
 ROOT = Path(__file__).parents[2]
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: as many tests at once as a run of the matrix has workers; each may have a vLLM."""
-    return default_jobs(this_host())
+    """`-n auto`: as many tests at once as a run of the matrix has workers; each may have a vLLM.
+
+    One more where there is memory for it: those of the Docker daemon and of a browser wait for these.
+    """
+    host = this_host()
+    jobs = default_jobs(host)
+    return default_jobs(host.model_copy(update={"cpus": jobs + 1}))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
@@ -42,11 +47,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupSc
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without it, too, tests of one group run in a row, so that what they share starts once."""
+    """Without `-n`, too, tests of one group run in a row, so that what they share starts once."""
     for item in items:
         check(item)
-    alone = {item.nodeid for item in items if group_of(item.nodeid) == item.nodeid}
-    items.sort(key=lambda item: "" if item.nodeid in alone else group_of(item.nodeid))
+    place = {test: number for number, test in enumerate(in_order([item.nodeid for item in items]))}
+    items.sort(key=lambda item: place[item.nodeid])
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +73,7 @@ class Sandbox:
     """A copy of the repository's matrix, recipes and locks, with an empty store that borrows environments."""
 
     root: Path
+    shipped: Project
 
     @property
     def store(self) -> Store:
@@ -75,6 +81,17 @@ class Sandbox:
 
     def project(self) -> Project:
         return Project.open(self.root / "matrix.yaml")
+
+    def take(self, cell: str, *stages: str) -> None:
+        """Copy what `nox -s matrix` has executed of a cell: a test of what comes after need not repeat it."""
+        cells = self.shipped.cells(only=(cell,))
+        plan = self.shipped.plan(cells, self.shipped.locks(cells))
+        for step in plan.of_cell(cells[0]):
+            if step.stage in stages:
+                source = self.shipped.store.entry(step.stage, step.digest)
+                assert (source / "record.json").is_file(), "run `nox -s matrix` first"
+                # Copies: a test may spoil them.
+                shutil.copytree(source, self.store.entry(step.stage, step.digest))
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start the command line here."""
@@ -122,7 +139,7 @@ def sandbox(tmp_path: Path, shipped: Project) -> Sandbox:
     shutil.copytree(ROOT / "containers" / "locks", root / "containers" / "locks")
     (root / ".qvlfp8").mkdir()
     (root / ".qvlfp8" / "environments").symlink_to(shipped.store.environments)
-    return Sandbox(root)
+    return Sandbox(root, shipped)
 
 
 @pytest.fixture

@@ -6,9 +6,12 @@ tests are then spread as if they had none, and nothing says so. Here the group f
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from qvlfp8.project import Project
@@ -25,8 +28,23 @@ TOGETHER = {
     # A fixture of the module takes a minute.
     "test_calibration": "calibration",
     "test_families": "families",
+    # A copy of the repository, with an environment of its own.
+    "test_workflow_lines": "workflows",
+    # A browser each, with Python in it.
+    "test_checker": "checker",
+    "test_site": "site",
 }
 """Module -> group of its tests."""
+
+LONG = (
+    "test_what_was_mended_sees",
+    "test_a_run_with_the_plugin_sees_and_a_blind_one_is_refused",
+    "test_ctrl_c_ends_everything_at_once_and_a_rerun_continues",
+    "test_a_killed_worker_is_an_error_and_the_next_run_finishes",
+    "test_llm_compressor_quantizes_and_a_pattern_that_no_longer_matches_is_refused",
+    "test_two_runs_in_one_store_do_not_mix",
+)
+"""Tests in no group that start a vLLM, or build an environment: before the others that are in none."""
 
 ENVIRONMENTS = {environment.id for environment in Project.open(ROOT / "matrix.yaml").matrix.file.serve}
 """Each is a group: tests that have nothing but one of them for a parameter ask its host."""
@@ -37,6 +55,18 @@ def group_of(test: str) -> str:
     module, _, name = test.partition("::")
     parameter = name.partition("[")[2].removesuffix("]")
     return TOGETHER.get(Path(module).stem, parameter if parameter in ENVIRONMENTS else test)
+
+
+def in_order(tests: Sequence[str]) -> list[str]:
+    """Ids group by group, what takes longest first, so that every process is busy to the end."""
+    size = Counter(map(group_of, tests))
+
+    def place(test: str) -> tuple[bool, int, int, str]:
+        group = group_of(test)
+        name = group.rpartition("::")[2]
+        return group != DOCKER, -size[group], LONG.index(name) if name in LONG else len(LONG), group
+
+    return sorted(tests, key=place)
 
 
 def check(item: pytest.Item) -> None:
@@ -52,7 +82,11 @@ def check(item: pytest.Item) -> None:
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Hands out whole groups, the largest first."""
+    """Hands out whole groups, in the order of their first tests."""
+
+    def __init__(self, config: pytest.Config, log: Producer) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)

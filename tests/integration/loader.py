@@ -23,6 +23,9 @@ from tests.contract_cases import Made
 ROOT = Path(__file__).parents[2]
 HOST = Path(__file__).with_name("vllm_host.py")
 
+THOROUGH = os.environ.get("QVLFP8_TESTS_THOROUGH") == "1"
+"""Whether vLLM is asked about everything (`nox -s nightly`), or about some of what is alike."""
+
 Ask = Callable[..., dict[str, Any]]
 """What preflight measures of a checkpoint; ``architectures`` as the contract's worker takes them."""
 

@@ -1,7 +1,8 @@
 """The static answer and vLLM's own loader, side by side over random checkpoints: they must find the same.
 
 `QVLFP8_EXAMPLES` says how many checkpoints each environment is asked about; the count, the share that the
-contract says nothing of, and how often each finding was seen are printed (`pytest -s`).
+contract says nothing of, and how often each finding was seen are printed (`pytest -s`). By default they are
+few and the same every time; `nox -s nightly` asks about many that are new.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from qvlfp8.survey import survey
 from qvlfp8.worker.contract import write_checkpoint
 from tests.contract_cases import Made, checkpoints
 from tests.contract_found import FOUND
-from tests.integration.loader import ROOT, Hosts
+from tests.integration.loader import ROOT, THOROUGH, Hosts
 
-EXAMPLES = int(os.environ.get("QVLFP8_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("QVLFP8_EXAMPLES", "400" if THOROUGH else "40"))
 
 MOST_UNKNOWN = 0.02
 """Share of the random checkpoints about which the contract may say nothing."""

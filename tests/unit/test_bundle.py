@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from qvlfp8 import bundle, fatbin, source
+from qvlfp8 import fatbin, source
+from qvlfp8.bundle import archives, jobs, packages
 from qvlfp8.errors import UsageError
 from qvlfp8.plan import Plan, Step
 from qvlfp8.worker import run_bundle
@@ -62,8 +63,8 @@ def run(params, out):
 """
 
 
-def rule(**fields: Any) -> bundle.Rule:
-    return bundle.Rule.model_validate({"environments": "*", **fields})
+def rule(**fields: Any) -> packages.Rule:
+    return packages.Rule.model_validate({"environments": "*", **fields})
 
 
 def write(root: Path, files: Mapping[str, str]) -> dict[str, Path]:
@@ -74,7 +75,7 @@ def write(root: Path, files: Mapping[str, str]) -> dict[str, Path]:
     return {name: root / name for name in files}
 
 
-def environment(name: str, files: Mapping[str, Path], **fields: Any) -> bundle.Tree:
+def environment(name: str, files: Mapping[str, Path], **fields: Any) -> archives.Tree:
     spec = {
         "python": HERE,
         "lock": "0" * 64,
@@ -82,7 +83,7 @@ def environment(name: str, files: Mapping[str, Path], **fields: Any) -> bundle.T
         "host": {},
         "variables": {"FAKE": "yes:{inherited}"},
     }
-    return bundle.Tree(name=name, files=files, environment=spec | fields)
+    return archives.Tree(name=name, files=files, environment=spec | fields)
 
 
 def lay_together(pieces: list[Path], folder: Path) -> Path:
@@ -100,7 +101,7 @@ def start(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_package_travels_unless_the_host_has_it_or_nothing_needs_it() -> None:
     without = [{"packages": ["tile*"], "reason": "no"}]
-    found = bundle.sort_lock(LOCK, bundle.read_have(HOST), rule(without=without, borrow=["numba"]))
+    found = packages.sort_lock(LOCK, packages.read_have(HOST), rule(without=without, borrow=["numba"]))
     assert found.brought == {"six": "1.16.0", "vllm": "1.0"}
     assert found.host == {"torch": "2.11.0", "numba": None}
     assert found.requirements == (
@@ -110,15 +111,15 @@ def test_a_package_travels_unless_the_host_has_it_or_nothing_needs_it() -> None:
 
 def test_what_is_to_be_borrowed_has_to_be_there() -> None:
     with pytest.raises(UsageError, match="numba is to be borrowed"):
-        bundle.sort_lock(LOCK, {}, rule(borrow=["numba"]))
+        packages.sort_lock(LOCK, {}, rule(borrow=["numba"]))
     # A package that only stands in for one of another name may be missing where the lock has no need of it.
     have = {"nvidia-cudnn-cu13": "9.1"}
-    found = bundle.sort_lock(LOCK, have, rule(borrow=["nvidia-cudnn-cu13", "nvidia-curand"]))
+    found = packages.sort_lock(LOCK, have, rule(borrow=["nvidia-cudnn-cu13", "nvidia-curand"]))
     assert found.host == {"nvidia-cudnn-cu13": None}
 
 
 def test_rules_that_match_hold_together() -> None:
-    file = bundle.BundleFile.model_validate(
+    file = packages.BundleFile.model_validate(
         {
             "rules": [
                 {"environments": "vllm-*", "borrow": ["a"], "variables": {"X": "1", "Y": "1"}},
@@ -138,7 +139,7 @@ def test_rules_that_match_hold_together() -> None:
 
 
 def test_the_shipped_rules_say_why_for_everything_left_out() -> None:
-    file = bundle.read_bundles(ROOT / "bundles.yaml")
+    file = packages.read_bundles(ROOT / "bundles.yaml")
     for name in ("vllm-0.10.2", "vllm-0.12.0", "vllm-0.22.1", "vllm-0.26.0", "modelopt-0.47.0"):
         assert all(item.reason and (item.packages or item.files) for item in file.rule(name).without)
     assert file.rule("vllm-0.10.2").compute_capability == 90
@@ -147,23 +148,23 @@ def test_the_shipped_rules_say_why_for_everything_left_out() -> None:
 def test_files_that_nothing_needs_stay_behind(tmp_path: Path) -> None:
     write(tmp_path, dict.fromkeys(["a/b/c.so", "a/keep.so", "bin/x", "a[1]/y", "abin/x"], ""))
     without = [{"files": ["a/b/*", "bin/*", "a[1]/?"], "reason": "no"}]
-    assert list(bundle.files_of(tmp_path, rule(without=without))) == ["a/keep.so", "abin/x"]
+    assert list(packages.files_of(tmp_path, rule(without=without))) == ["a/keep.so", "abin/x"]
 
 
 @pytest.mark.parametrize(("text", "bytes_"), [("58M", 58_000_000), ("1G", 10**9), ("12kB", 12_000), ("7", 7)])
 def test_sizes(text: str, bytes_: int) -> None:
-    assert bundle.size(text) == bytes_
+    assert archives.size(text) == bytes_
 
 
 def test_a_size_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="not a size"):
-        bundle.size("58 MiB")
+        archives.size("58 MiB")
 
 
 @pytest.fixture
 def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Two environments that share a file of several parts, an executable, and work; split into pieces."""
-    monkeypatch.setattr(bundle, "PART_BYTES", 8_000)
+    monkeypatch.setattr(archives, "PART_BYTES", 8_000)
     noise = os.urandom(30_000).hex()
     one = write(
         tmp_path / "one",
@@ -176,8 +177,8 @@ def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     two = write(tmp_path / "two", {"fakepkg/__init__.py": "SAYS = 'two'", "elsewhere/noise": noise})
     one["data/tool"].chmod(0o755)
     work = write(tmp_path / "work", {"jobs/x.json": "{}", "note": "hello"})
-    trees = [environment("one", one), environment("two", two), bundle.Tree(name="work", files=work)]
-    return bundle.write_bundle(tmp_path / "bundle", trees, split=30_000)
+    trees = [environment("one", one), environment("two", two), archives.Tree(name="work", files=work)]
+    return archives.write_bundle(tmp_path / "bundle", trees, split=30_000)
 
 
 def common_of(folder: Path) -> Path:
@@ -208,10 +209,8 @@ def test_pieces_in_any_order_make_the_same_trees(pieces: list[Path], tmp_path: P
     # What both hold travelled once.
     common = json.loads((common_of(folder) / "archive.json").read_text())
     assert common["environment"] is None
-    archives = {
-        a.name: sum(p.stat().st_size for p in a.glob("*.xz")) for a in (folder / "archives").iterdir()
-    }
-    assert archives[common_of(folder).name] > 20_000 > archives["one"] + archives["two"] + archives["work"]
+    packed = {a.name: sum(p.stat().st_size for p in a.glob("*.xz")) for a in (folder / "archives").iterdir()}
+    assert packed[common_of(folder).name] > 20_000 > packed["one"] + packed["two"] + packed["work"]
 
 
 def test_unpacking_again_does_nothing(pieces: list[Path], tmp_path: Path) -> None:
@@ -251,13 +250,13 @@ def test_zeros_are_zeros_again(tmp_path: Path, content: bytes) -> None:
 
 def test_a_folder_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is there already"):
-        bundle.write_bundle(tmp_path, [])
+        archives.write_bundle(tmp_path, [])
 
 
 def test_a_piece_that_holds_not_even_one_part_is_refused(tmp_path: Path) -> None:
-    tree = bundle.Tree(name="work", files=write(tmp_path / "w", {"a": os.urandom(9000).hex()}))
+    tree = archives.Tree(name="work", files=write(tmp_path / "w", {"a": os.urandom(9000).hex()}))
     with pytest.raises(UsageError, match="larger pieces"):
-        bundle.write_bundle(tmp_path / "b", [tree], split=100)
+        archives.write_bundle(tmp_path / "b", [tree], split=100)
 
 
 def test_an_environment_shows_what_was_brought_and_the_named_packages_of_the_host_only(
@@ -313,14 +312,14 @@ def host(tmp_path: Path) -> Path:
     }
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    source = bundle.worker_files(["inspect"])
-    work = bundle.work_tree(
+    source = jobs.worker_files(["inspect"])
+    work = jobs.work_tree(
         {name: b | {"worker": "inspect"} for name, b in batches.items()}, source | files, scratch
     )
     for name in batches:
         path = scratch / f"{name}.json"
         path.write_text(path.read_text().replace('"inspect"', '"fake"'))
-    bundle.write_bundle(tmp_path / "host", [environment("env", site), work])
+    archives.write_bundle(tmp_path / "host", [environment("env", site), work])
     return tmp_path / "host"
 
 
@@ -404,7 +403,7 @@ def test_batches_name_what_they_read_by_places_in_the_bundle(tmp_path: Path) -> 
     plan = Plan(cells=(), steps={s.digest: s for s in steps}, stages={}, builds={})
     for name in "mq":
         write(tmp_path / name, {"config.json": "{}", "sub/weights": name})
-    batches, files = bundle.generate_batches(plan, [steps[4]], lambda s: tmp_path / s.digest, 60)
+    batches, files = jobs.generate_batches(plan, [steps[4]], lambda s: tmp_path / s.digest, 60)
     assert list(batches) == ["vllm-1"]
     assert batches["vllm-1"] | {"jobs": 0} == {
         "environment": "vllm-1", "worker": "generate", "time_limit_s": 60, "jobs": 0,
@@ -420,10 +419,10 @@ def test_batches_name_what_they_read_by_places_in_the_bundle(tmp_path: Path) -> 
 
 
 def test_the_source_that_travels_is_the_source_that_is_digested() -> None:
-    files = bundle.worker_files(["preflight"])
+    files = jobs.worker_files(["preflight"])
     for name in ("worker/__main__", "worker/protocol", "worker/preflight", "source", "digest", "__init__"):
         assert f"qvlfp8/{name}.py" in files
-    assert not {"qvlfp8/matrix.py", "qvlfp8/cli.py"} & files.keys()
+    assert not {"qvlfp8/matrix.py", "qvlfp8/cli/__init__.py"} & files.keys()
     for name in source.closure("worker.__main__", "worker.protocol", "worker.preflight"):
         path = f"qvlfp8/{name.replace('.', '/')}"
         assert {f"{path}.py", f"{path}/__init__.py"} & files.keys()
@@ -473,4 +472,4 @@ def test_a_library_without_cuda_code_is_not_copied(tmp_path: Path) -> None:
     assert not (tmp_path / "b.so").exists()
     (tmp_path / "scratch").mkdir()
     files = {"a.so": library}
-    assert bundle.for_one_gpu(files, 90, tmp_path / "scratch") == files
+    assert packages.for_one_gpu(files, 90, tmp_path / "scratch") == files

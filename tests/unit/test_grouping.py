@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.grouping import group_of
+from tests.integration.grouping import LONG, group_of, in_order
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +60,19 @@ def test_what_is_in_no_group_is_by_itself() -> None:
         "t/test_plugin.py::test_b[vllm-0.10.2-variables0]",
     ):
         assert group_of(test) == test
+
+
+def test_the_daemon_comes_first_then_the_largest_groups_then_what_is_long_by_itself() -> None:
+    alone = [f"t/test_faults.py::{name}" for name in ("test_a", LONG[1], LONG[0])]
+    of_vllm = [f"t/test_{module}.py::test_b[vllm-0.13.0]" for module in ("forms", "plugin", "repair")]
+    of_docker = ["t/test_images.py::test_c", "t/test_docker_engine.py::test_d"]
+    mixed = [alone[0], of_vllm[0], of_docker[0], alone[1], of_vllm[1], of_docker[1], alone[2], of_vllm[2]]
+    assert in_order(mixed) == [*of_docker, *of_vllm, alone[2], alone[1], alone[0]]
+
+
+def test_what_is_long_is_there() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "tests" / "integration").glob("test_*.py"))
+    assert [name for name in LONG if f"def {name}(" not in sources] == []
 
 
 def test_a_group_runs_in_one_process_and_groups_side_by_side(tmp_path: Path) -> None:

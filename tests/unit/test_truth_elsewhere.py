@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qvlfp8 import bundle, locks, source
+from qvlfp8 import locks, source
+from qvlfp8.bundle import jobs
 from qvlfp8.commands.results import RejectedError, import_results, write_report
 from qvlfp8.errors import UsageError
 from qvlfp8.project import Project
@@ -122,7 +123,7 @@ def test_half_of_a_session_is_no_evidence_and_replaces_none(project: Project, tm
 
 def test_a_bundle_brings_the_good_checkpoints_once_and_a_job_for_every_fault(project: Project) -> None:
     asked = asked_of(project)
-    batches, files = bundle.truth_batch(asked, 60)
+    batches, files = jobs.truth_batch(asked, 60)
     (batch,) = batches.values()
     assert (batch["environment"], batch["worker"]) == (GPU, WORKER)
     first, *others = batch["jobs"]
@@ -131,7 +132,7 @@ def test_a_bundle_brings_the_good_checkpoints_once_and_a_job_for_every_fault(pro
     assert {f"{job['params']['checkpoint']}/config.json" for job in batch["jobs"]} >= {
         name for name in files if name.endswith("config.json")
     }
-    assert "qvlfp8/truth/faults.py" in bundle.worker_files([WORKER])
+    assert "qvlfp8/truth/faults.py" in jobs.worker_files([WORKER])
 
 
 def test_without_the_good_checkpoints_it_is_said_which_are_missing(tmp_path: Path) -> None:
