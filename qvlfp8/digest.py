@@ -16,7 +16,10 @@ def of_json(value: object) -> str:
 
 def canonical(value: object) -> str:
     """The one text of a JSON value that is digested."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def joined(members: Mapping[str, str]) -> str:

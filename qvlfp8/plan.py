@@ -14,11 +14,11 @@ say which of its inputs has changed since.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from qvlfp8 import digest, source
 from qvlfp8.cells import GENERATED, OF_CHECKPOINT, Cell, Model, Stage
@@ -37,6 +37,37 @@ SHORT = 16
 """Digits of a digest that only tells whether something has changed."""
 
 
+class Keys(Sequence[str]):
+    """Keys that are worked out when somebody asks for them: planning itself asks for none."""
+
+    __slots__ = ("_known", "_make")
+
+    def __init__(self, make: Callable[[], tuple[str, ...]]) -> None:
+        self._make = make
+        self._known: tuple[str, ...] | None = None
+
+    def _all(self) -> tuple[str, ...]:
+        if self._known is None:
+            self._known = self._make()
+        return self._known
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self._all()[index]
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._all() == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One thing to do once. ``needs`` are the digests of the steps whose output it reads."""
@@ -50,7 +81,7 @@ class Step:
     needs: tuple[str, ...]
     device: Device = "cpu"
     """What the step needs to run on."""
-    evidence: tuple[str, ...] = ()
+    evidence: Sequence[str] = ()
     """Keys of the committed records that can stand for this step: what was asked, without our own source.
     The first is that of the step's own lock; the others differ in the lock alone."""
     asked: Mapping[str, str] = field(default_factory=dict)
@@ -125,10 +156,8 @@ class _Checkpoint:
     """Of :attr:`Step.asked` of quantizing, all but our own source, as canonical texts."""
     made: Mapping[str, str]
     """What it is made of, by name, as :attr:`Step.asked`."""
-    lock: str
-    recipe: str
-    of_model: str
-    """What a run is asked for of its making: the lock, the recipe and the model, as canonical texts."""
+    asked: Mapping[str, str]
+    """What a run's key says of its making, as canonical texts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,8 +168,8 @@ class _Served:
     lock: str
     own: str | None
     """Its lock for a machine without a GPU, and that for what it generates on."""
-    locks: tuple[str | None, ...]
-    """The locks under which a committed record of a run can stand."""
+    locks: tuple[str, ...]
+    """The locks under which a committed record of a run can stand, as canonical texts."""
     standing: tuple[str, ...]
     params: _Told
     """Of preflight."""
@@ -180,7 +209,7 @@ class _Planner:
         params: _Told = _NONE,
         device: Device = "cpu",
         asked: Mapping[str, str] = NOTHING,
-        evidence: tuple[str, ...] = (),
+        evidence: Sequence[str] = (),
         standing: tuple[str, ...] = (),
         unresolved: str | None = None,
     ) -> Step:
@@ -261,7 +290,7 @@ class _Planner:
             environment=cell.quantize.id,
             params=_Told.of({"recipe": meaning, "seed": cell.recipe.calibration.seed}),
             asked=asked,
-            evidence=(_key("quantize", subject, _meant(told)),),
+            evidence=Keys(partial(_keys, "quantize", subject, _meant(told))),
         )
         meant = _meant(asked)
         inspect = self._add(
@@ -271,16 +300,18 @@ class _Planner:
             needs=(quantize,),
             params=_Told.of({"recipe": meaning}),
             asked={**asked, "inspect worker": source.of_worker("inspect")[:SHORT]},
-            evidence=(_key("inspect", subject, meant),),
+            evidence=Keys(partial(_keys, "inspect", subject, meant)),
         )
         return _Checkpoint(
             quantize=quantize,
             inspect=inspect,
             meant=meant,
             made=_short(made),
-            lock=digest.canonical(lock),
-            recipe=digest.canonical(meaning),
-            of_model=_of_model(cell.model),
+            asked={
+                "recipe": digest.canonical(meaning),
+                "quantize": digest.canonical(lock),
+                "model": _of_model(cell.model),
+            },
         )
 
     def served(self, serve: ServeEnvironment) -> _Served:
@@ -314,7 +345,7 @@ class _Planner:
                 name: served.lock[:SHORT],
                 "preflight worker": source.of_worker("preflight")[:SHORT],
             },
-            evidence=(_key("preflight", subject, {**of.meant, name: f'"{served.lock}"'}),),
+            evidence=Keys(partial(_keys, "preflight", subject, of.meant, name, served.lock)),
         )
 
     def baseline(self, cell: Cell) -> Step:
@@ -337,7 +368,7 @@ class _Planner:
             cell.id,
             needs=(of.quantize, self.baseline(cell)),
             made=of.made,
-            asked={"recipe": of.recipe, "quantize": of.lock, "model": of.of_model},
+            asked=of.asked,
         )
 
     def _generate(
@@ -354,7 +385,6 @@ class _Planner:
         told = {**made, "exam and options": exam_and_options, "generate worker": self._worker("generate")}
         if served.own is not None:
             told[f"lock of {cell.serve.id}"] = served.own[:SHORT]
-        shared = {**asked, "subject": digest.canonical(subject), "params": params.text}
         return self._add(
             "generate",
             subject,
@@ -364,9 +394,7 @@ class _Planner:
             params=params,
             device=cell.serve.device,
             asked=told,
-            evidence=tuple(
-                [digest.of_text(digest.joined({**shared, "serve": lock})) for lock in served.locks]
-            ),
+            evidence=Keys(partial(_keys_of_run, subject, asked, params.text, served.locks)),
             standing=served.standing,
         )
 
@@ -407,14 +435,30 @@ def _meant(asked: Mapping[str, str]) -> dict[str, str]:
     return {name: f'"{value}"' for name, value in asked.items() if not name.endswith(OWN_SOURCE)}
 
 
-def _key(stage: RecordedStage, subject: str, meant: Mapping[str, str]) -> str:
-    """The key under which a committed record of a CPU step is found."""
+def _keys(
+    stage: RecordedStage, subject: str, meant: Mapping[str, str], name: str = "", value: str = ""
+) -> tuple[str]:
+    """The key under which a committed record of a CPU step is found, of what it was asked.
+
+    Args:
+        meant: names and canonical texts.
+        name: that of one more, if any.
+        value: a digest.
+    """
     told = {
-        "stage": f'"{stage}"',
+        "stage": digest.canonical(stage),
         "subject": digest.canonical(subject),
-        "asked": digest.joined(meant),
+        "asked": digest.joined({**meant, name: digest.canonical(value)} if name else meant),
     }
-    return digest.of_text(digest.joined(told))
+    return (digest.of_text(digest.joined(told)),)
+
+
+def _keys_of_run(
+    subject: str, asked: Mapping[str, str], params: str, locks: Sequence[str]
+) -> tuple[str, ...]:
+    """The keys under which a committed record of a run is found, one for each lock it may have been made in."""
+    shared = {**asked, "subject": digest.canonical(subject), "params": params}
+    return tuple(digest.of_text(digest.joined({**shared, "serve": lock})) for lock in locks)
 
 
 def make_plan(
