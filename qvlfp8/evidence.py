@@ -47,7 +47,9 @@ class Evidence:
         """
         if step.stage in KEPT:
             return self.kept.record(step)
-        path = next((self._by_key[key] for key in step.evidence if key in self._by_key), None)
+        if not (paths := self._by_key):
+            return None
+        path = next((paths[key] for key in step.evidence if key in paths), None)
         if path is None:
             return None
         record = self._read(path)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from types import MappingProxyType
 from typing import Any, Literal, overload
 
@@ -107,7 +107,7 @@ class Plan:
         """The step that answers a cell's stage."""
         return self.steps[self.stages[cell.id][stage]]
 
-    def baseline(self, cell: Cell) -> Step:
+    def baseline(self, cell: Cell, served: _Served) -> Step:
         """The run of the unquantized model that the cell's own run is compared with."""
         needs = (self.steps[need] for need in self.step(cell, "load").needs)
         return next(need for need in needs if need.stage == "generate")
@@ -119,16 +119,35 @@ class Plan:
 
     def of_cell(self, cell: Cell) -> tuple[Step, ...]:
         """All steps of a cell in order, builds and model included."""
-        wanted: dict[str, Step] = {}
+        wanted: dict[str, None] = {}
+        for digest_of_stage in dict.fromkeys(self.stages[cell.id].values()):
+            for need in self.steps[digest_of_stage].needs:
+                wanted |= self._with_needs(need)
+            wanted[digest_of_stage] = None
+        return tuple([self.steps[step] for step in wanted])
 
-        def add(step: Step) -> None:
-            for need in step.needs:
-                add(self.steps[need])
-            wanted.setdefault(step.digest, step)
+    def _with_needs(self, step: str) -> dict[str, None]:
+        """A step and all that it needs, in order; many cells share what their steps need."""
+        known = self._chains.get(step)
+        if known is None:
+            known = {}
+            for need in self.steps[step].needs:
+                known |= self._with_needs(need)
+            known[step] = None
+            self._chains[step] = known
+        return known
 
-        for digest_of_stage in self.stages[cell.id].values():
-            add(self.steps[digest_of_stage])
-        return tuple(wanted.values())
+    @cached_property
+    def _chains(self) -> dict[str, dict[str, None]]:
+        return {}
+
+    def ancestors(self, step: Step) -> tuple[Step, ...]:
+        """All that a step needs, each once, in an order in which each comes after what it needs itself."""
+        found: dict[str, None] = {}
+        for need in step.needs:
+            found |= self._with_needs(need)
+        return tuple([self.steps[one] for one in found])
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +173,7 @@ class _Checkpoint:
     inspect: Step
     meant: Mapping[str, str]
     """Of :attr:`Step.asked` of quantizing, all but our own source, as canonical texts."""
-    made: Mapping[str, str]
+    made: dict[str, str]
     """What it is made of, by name, as :attr:`Step.asked`."""
     asked: Mapping[str, str]
     """What a run's key says of its making, as canonical texts."""
@@ -165,6 +184,8 @@ class _Served:
     """What all cells of one serve environment have in common."""
 
     build: Step
+    name: str
+    """What its lock is called in :attr:`Step.asked`."""
     lock: str
     own: str | None
     """Its lock for a machine without a GPU, and that for what it generates on."""
@@ -172,7 +193,8 @@ class _Served:
     """The locks under which a committed record of a run can stand, as canonical texts."""
     standing: tuple[str, ...]
     params: _Told
-    """Of preflight."""
+    asked: dict[str, str]
+    """Both of preflight."""
 
 
 class _Planner:
@@ -194,7 +216,7 @@ class _Planner:
         self._models: dict[str, Step] = {}
         self._checkpoints: dict[str, _Checkpoint] = {}
         self._served: dict[str, _Served] = {}
-        self._runs: dict[tuple[Device, str], tuple[_Told, str]] = {}
+        self._runs: dict[tuple[str, str], tuple[_Told, dict[str, str]]] = {}
         self._baselines: dict[str, Step] = {}
         self._inputs: dict[RecordedStage, _Told] = {}
 
@@ -319,19 +341,20 @@ class _Planner:
         if known is None:
             own = self._locks.get((serve.id, serve.device))
             locks = tuple(dict.fromkeys([own, *self._standing.get(serve.id, ())]))
+            name, lock = f"lock of {serve.id}", self._locks[serve.id, "cpu"]
             known = self._served[serve.id] = _Served(
                 build=self.build(serve),
-                lock=self._locks[serve.id, "cpu"],
+                name=name,
+                lock=lock,
                 own=own,
-                locks=tuple(digest.canonical(lock) for lock in locks),
-                standing=tuple(lock[:SHORT] for lock in locks if lock),
+                locks=tuple(digest.canonical(one) for one in locks),
+                standing=tuple(one[:SHORT] for one in locks if one),
                 params=_Told.of({"on_trial": True}) if serve.label else _NONE,
+                asked=_short({name: lock, "preflight worker": source.of_worker("preflight")}),
             )
         return known
 
-    def preflight(self, cell: Cell) -> Step:
-        of, served = self.checkpoint(cell), self.served(cell.serve)
-        name = f"lock of {cell.serve.id}"
+    def preflight(self, cell: Cell, of: _Checkpoint, served: _Served) -> Step:
         subject = f"{cell.checkpoint}/{cell.serve.id}"
         return self._add(
             "preflight",
@@ -340,20 +363,17 @@ class _Planner:
             needs=(served.build, of.quantize),
             environment=cell.serve.id,
             params=served.params,
-            asked={
-                **of.quantize.asked,
-                name: served.lock[:SHORT],
-                "preflight worker": source.of_worker("preflight")[:SHORT],
-            },
-            evidence=Keys(partial(_keys, "preflight", subject, of.meant, name, served.lock)),
+            asked={**of.quantize.asked, **served.asked},
+            evidence=Keys(partial(_keys, "preflight", subject, of.meant, served.name, served.lock)),
         )
 
-    def baseline(self, cell: Cell) -> Step:
+    def baseline(self, cell: Cell, served: _Served) -> Step:
         """The run of the unquantized model that a cell's own is held against."""
         subject = cell.baseline
         if subject not in self._baselines:
             self._baselines[subject] = self._generate(
                 cell,
+                served,
                 subject,
                 needs=(self.model(cell.model),),
                 made=_short(_model(cell.model)),
@@ -361,12 +381,12 @@ class _Planner:
             )
         return self._baselines[subject]
 
-    def generate(self, cell: Cell) -> Step:
-        of = self.checkpoint(cell)
+    def generate(self, cell: Cell, of: _Checkpoint, served: _Served) -> Step:
         return self._generate(
             cell,
+            served,
             cell.id,
-            needs=(of.quantize, self.baseline(cell)),
+            needs=(of.quantize, self.baseline(cell, served)),
             made=of.made,
             asked=of.asked,
         )
@@ -374,17 +394,14 @@ class _Planner:
     def _generate(
         self,
         cell: Cell,
+        served: _Served,
         subject: str,
         *,
         needs: tuple[Step, ...],
-        made: Mapping[str, str],
+        made: dict[str, str],
         asked: Mapping[str, str],
     ) -> Step:
-        served = self.served(cell.serve)
-        params, exam_and_options = self._run(cell)
-        told = {**made, "exam and options": exam_and_options, "generate worker": self._worker("generate")}
-        if served.own is not None:
-            told[f"lock of {cell.serve.id}"] = served.own[:SHORT]
+        params, told = self._run(cell, served)
         return self._add(
             "generate",
             subject,
@@ -393,23 +410,22 @@ class _Planner:
             environment=cell.serve.id,
             params=params,
             device=cell.serve.device,
-            asked=told,
+            asked=made | told,
             evidence=Keys(partial(_keys_of_run, subject, asked, params.text, served.locks)),
             standing=served.standing,
         )
 
-    def _run(self, cell: Cell) -> tuple[_Told, str]:
-        """What a run is asked, and the beginning of its digest."""
-        key = (cell.serve.device, cell.variant.id)
-        if key not in self._runs:
+    def _run(self, cell: Cell, served: _Served) -> tuple[_Told, dict[str, str]]:
+        """What a run is asked, and that and what it is run by as :attr:`Step.asked`."""
+        key = (cell.serve.id, cell.variant.id)
+        if (known := self._runs.get(key)) is None:
             options = {"device": cell.serve.device, **cell.variant.options}
             params = _Told.of({"exam": dict(self._exam), "options": options})
-            self._runs[key] = (params, digest.of_text(params.text)[:SHORT])
-        return self._runs[key]
-
-    @staticmethod
-    def _worker(name: str) -> str:
-        return source.of_worker(name)[:SHORT]
+            told = {"exam and options": digest.of_text(params.text), "generate worker": source.of_worker("generate")}
+            if served.own is not None:
+                told[served.name] = served.own
+            known = self._runs[key] = (params, _short(told))
+        return known
 
 
 def _short(told: Mapping[str, str]) -> dict[str, str]:
@@ -491,9 +507,9 @@ def make_plan(
                 "inspect": checkpoint.inspect.digest,
             }
             if "preflight" in cell.stages:
-                steps["preflight"] = planner.preflight(cell).digest
+                steps["preflight"] = planner.preflight(cell, checkpoint, served).digest
             if _is_run(cell.stages):
-                run = planner.generate(cell).digest
+                run = planner.generate(cell, checkpoint, served).digest
                 for stage in GENERATED:
                     steps[stage] = run
             stages[cell.id] = steps

@@ -78,6 +78,7 @@ class Store:
         self.root = root
         self.tmp = root / "tmp"
         self.environments = root / "environments"
+        self._steps = str(root / "steps")
         self._subjects: dict[RecordedStage, dict[str, list[str]]] = {}
 
     @contextlib.contextmanager
@@ -116,9 +117,10 @@ class Store:
     def record(self, stage: RecordedStage, digest: str) -> Record | None:
         """The step's record; None if it was not executed, or its entry is not whole or not ours."""
         try:
-            text = (self.entry(stage, digest) / RECORD).read_text(encoding="utf-8")
-            record = Record.model_validate_json(text)
-        except (OSError, UnicodeDecodeError, ValidationError):
+            # No Path: most steps of a large plan have no entry, and making one takes longer than to see that.
+            with open(f"{self._steps}/{stage}/{digest}/{RECORD}", "rb") as stream:  # noqa: PTH123
+                record = Record.model_validate_json(stream.read())
+        except (OSError, ValidationError):
             return None
         # What was executed here names what it read; one that does not could never be told to be stale.
         own = record.digest == digest and record.stage == stage and not record.elsewhere
