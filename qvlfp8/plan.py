@@ -107,7 +107,7 @@ class Plan:
         """The step that answers a cell's stage."""
         return self.steps[self.stages[cell.id][stage]]
 
-    def baseline(self, cell: Cell, served: _Served) -> Step:
+    def baseline(self, cell: Cell) -> Step:
         """The run of the unquantized model that the cell's own run is compared with."""
         needs = (self.steps[need] for need in self.step(cell, "load").needs)
         return next(need for need in needs if need.stage == "generate")

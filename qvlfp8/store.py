@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from qvlfp8.errors import StoreBusyError, StoreWriteError
 from qvlfp8.results import Record, RecordedStage
+from qvlfp8.seen_files import SeenFiles
 
 RECORD = "record.json"
 LOG = "log.txt"
@@ -79,6 +80,7 @@ class Store:
         self.tmp = root / "tmp"
         self.environments = root / "environments"
         self._steps = str(root / "steps")
+        self._seen = SeenFiles(Record.model_validate_json)
         self._subjects: dict[RecordedStage, dict[str, list[str]]] = {}
 
     @contextlib.contextmanager
@@ -118,8 +120,7 @@ class Store:
         """The step's record; None if it was not executed, or its entry is not whole or not ours."""
         try:
             # No Path: most steps of a large plan have no entry, and making one takes longer than to see that.
-            with open(f"{self._steps}/{stage}/{digest}/{RECORD}", "rb") as stream:  # noqa: PTH123
-                record = Record.model_validate_json(stream.read())
+            record = self._seen.read(f"{self._steps}/{stage}/{digest}/{RECORD}")
         except (OSError, ValidationError):
             return None
         # What was executed here names what it read; one that does not could never be told to be stale.
