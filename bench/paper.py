@@ -6,6 +6,9 @@ What is measured is read from `results/`; what is assumed stands in :class:`Assu
 Nothing here was run on 64 GPUs.
 """
 
+# ruff: noqa: E501
+# Its lines are sentences of the page.
+
 from __future__ import annotations
 
 import statistics
@@ -203,8 +206,7 @@ def _head(told: Assumed, sizes: dict[str, Measured], loader: float, loaders: int
         "",
         "## Measured",
         "",
-        f"On an NVIDIA H200, random weights at true dimensions ([results/real-sizes](../results/real-sizes/README.md)): "
-        "means over the recipes that passed, whole processes with their start.",
+        "On an NVIDIA H200, random weights at true dimensions ([results/real-sizes](../results/real-sizes/README.md)): means over the recipes that passed, whole processes with their start.",
         "",
         "| | recipes | quantize s | run in vLLM s | checkpoint GB | model GB | pictures a second |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -216,8 +218,7 @@ def _head(told: Assumed, sizes: dict[str, Measured], loader: float, loaders: int
         )
     yield from (
         "",
-        f"Preflight: {loader:.2f} s, the mean of {loaders:,} loaders' answers on 2 CPUs about the small model "
-        "(`results/loaders/`). It loads no weights; a real size has more tensors, and was not measured.",
+        f"Preflight: {loader:.2f} s, the mean of {loaders:,} loaders' answers on 2 CPUs about the small model (`results/loaders/`). It loads no weights; a real size has more tensors, and was not measured.",
         "",
         "## Assumed",
         "",

@@ -1,8 +1,8 @@
-"""Which expectations cover which cells, of many cells. Pure; :meth:`~qvlfp8.cells.Expectation.covers` says it of one.
+"""Which expectations cover which cells, of many cells. Pure.
 
-Of most globs the checkpoint alone decides: whatever follows ``vlm-fp8/modelopt-0.41.0/seeing-untied/``, ``lm-fp8/*``
-does not match it and ``vlm-*`` does. So of each cell only those expectations are looked at that its checkpoint leaves
-open, and of those it settles only the version of vLLM.
+:meth:`qvlfp8.cells.Expectation.covers` says it of one. Of most globs the checkpoint alone decides: whatever
+follows ``vlm-fp8/modelopt-0.41.0/seeing-untied/``, ``lm-fp8/*`` does not match it and ``vlm-*`` does. So of
+each cell only those expectations are looked at that its checkpoint leaves open.
 """
 
 from __future__ import annotations

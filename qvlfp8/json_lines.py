@@ -11,8 +11,8 @@ __all__ = ["json_lines"]
 def json_lines(head: Mapping[str, object], name: str, entries: Iterable[object]) -> str:
     """The object as text: the members of ``head``, then the list ``name``.
 
-    Lines can be searched and compared, as indented text can; but json writes what is indented in Python, which
-    takes ten times as long.
+    Lines can be searched and compared, as indented text can; but what is indented, json writes in Python,
+    which takes far longer.
     """
     told = "".join(f" {_text(key)}: {_text(value)},\n" for key, value in head.items())
     listed = ",\n".join([f"  {_text(entry)}" for entry in entries])

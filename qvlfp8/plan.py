@@ -149,7 +149,6 @@ class Plan:
         return tuple([self.steps[one] for one in found])
 
 
-
 @dataclass(frozen=True, slots=True)
 class _Told:
     """A JSON object that many steps have in common, and its canonical text, written once."""
@@ -421,7 +420,10 @@ class _Planner:
         if (known := self._runs.get(key)) is None:
             options = {"device": cell.serve.device, **cell.variant.options}
             params = _Told.of({"exam": dict(self._exam), "options": options})
-            told = {"exam and options": digest.of_text(params.text), "generate worker": source.of_worker("generate")}
+            told = {
+                "exam and options": digest.of_text(params.text),
+                "generate worker": source.of_worker("generate"),
+            }
             if served.own is not None:
                 told[served.name] = served.own
             known = self._runs[key] = (params, _short(told))
@@ -472,7 +474,7 @@ def _keys(
 def _keys_of_run(
     subject: str, asked: Mapping[str, str], params: str, locks: Sequence[str]
 ) -> tuple[str, ...]:
-    """The keys under which a committed record of a run is found, one for each lock it may have been made in."""
+    """The keys under which a committed record of a run is found, one for each lock it may be made in."""
     shared = {**asked, "subject": digest.canonical(subject), "params": params}
     return tuple(digest.of_text(digest.joined({**shared, "serve": lock})) for lock in locks)
 

@@ -1,7 +1,8 @@
 """A project of many cells in a folder: recipes, environments and locks such as this repository's own.
 
-Recipes are copies of five of ours. What cells of a recipe show is what committed records of ours showed, in an
-old vLLM and in a new one; the expectations are made of them (:mod:`bench.scale.shown`), so that nothing is a surprise.
+Recipes are copies of five of ours. What cells of a recipe show is what committed records of ours showed, in
+an old vLLM and in a new one (:mod:`bench.scale.shown`); the expectations are made of them, so that nothing is
+a surprise.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def make(folder: Path, size: Size) -> None:
         "exam": own["exam"],
         "cells": [
             {"recipes": "*", "quantize": "*", "models": "*", "serve": "vllm-*.?"},
-            {"recipes": "vlm-fp8-[0-9]*", "quantize": f"modelopt-0.{FIRST_MODELOPT}.0", "models": "seeing-untied",
-             "serve": "*-cpu"},
+            {"recipes": "vlm-fp8-[0-9]*", "quantize": f"modelopt-0.{FIRST_MODELOPT}.0",
+             "models": "seeing-untied", "serve": "*-cpu"},
         ],
         "bounds": own["bounds"],
         "expectations": list(_expectations(names)),

@@ -104,7 +104,7 @@ def _cell_text(text: str) -> str:
 
 
 def to_json(views: Iterable[CellView]) -> str:
-    """The matrix as JSON: one object and line a cell, with every stage's status, findings and record digest."""
+    """The matrix as JSON: an object and line a cell, with each stage's status, findings and record digest."""
     cells: Iterable[dict[str, Any]] = (
         {
             "id": view.cell.id,

@@ -16,7 +16,7 @@ from qvlfp8.report.recipes_page import row as recipe_row
 from qvlfp8.results import Record
 from qvlfp8.site import api, compatibility, feed, rendering
 from qvlfp8.site.badges import Badge, badge_of
-from qvlfp8.site.cell_view import CellPage, Execution, ExamShown, make_page
+from qvlfp8.site.cell_view import CellPage, ExamShown, Execution, make_page
 from qvlfp8.site.data import Site, record_name
 from qvlfp8.site.finding_view import FindingPage, make_pages
 from qvlfp8.site.matrix_view import Matrix, Row, lay_out, producer

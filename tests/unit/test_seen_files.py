@@ -36,7 +36,7 @@ def test_a_file_is_read_once_and_again_when_it_was_written_to_or_replaced(tmp_pa
 
 
 def test_what_could_not_be_made_is_tried_again(tmp_path: Path) -> None:
-    seen, path = SeenFiles(lambda content: int(content)), tmp_path / "number"
+    seen, path = SeenFiles(int), tmp_path / "number"
     path.write_bytes(b"x")
     for _ in range(2):
         with pytest.raises(ValueError, match="invalid literal"):
