@@ -12,54 +12,21 @@ it end a run as hung.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.cost import measure
 from tests.unit.hostile import CASES, victim
 
 SECONDS, MEGABYTES, HUNG = 1.0, 300, 10.0
 RUNS = 3
 REPAIR = [sys.executable, "-m", "qvlfp8", "repair", "{folder}", "{out}"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one process took: seconds of CPU and by the clock, MB at its peak; how it ended."""
-
-    cpu: float
-    wall: float
-    memory: float
-    code: int
-    traceback: bool
-
-
-def measure(command: list[str], cwd: Path) -> Cost:
-    """Run a process and measure it."""
-    began = time.monotonic()
-    with (cwd / "stderr").open("wb") as stderr:
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, cwd=cwd)
-    hung = threading.Timer(HUNG, child.kill)
-    hung.start()
-    _, status, usage = os.wait4(child.pid, 0)
-    hung.cancel()
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return Cost(
-        cpu=usage.ru_utime + usage.ru_stime,
-        wall=time.monotonic() - began,
-        memory=usage.ru_maxrss * 1024 / 1e6,
-        code=child.returncode,
-        traceback=b"Traceback" in (cwd / "stderr").read_bytes(),
-    )
 
 
 def main() -> int:
@@ -87,7 +54,7 @@ def main() -> int:
             command = [part.format_map(places) for part in options.command]
             runs = []
             for _ in range(RUNS):
-                runs.append(measure(command, root))
+                runs.append(measure(command, root, hung=HUNG))
                 shutil.rmtree(root / "out", ignore_errors=True)
         seconds, wall = min(run.cpu for run in runs), min(run.wall for run in runs)
         memory, codes = max(run.memory for run in runs), {run.code for run in runs}

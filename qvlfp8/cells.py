@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase, translate
 from functools import cache, cached_property
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from qvlfp8.environments import QuantizeEnvironment, ServeEnvironment
+from qvlfp8.environments import Device, QuantizeEnvironment, ServeEnvironment
 from qvlfp8.recipe import Recipe, Sentence
 from qvlfp8.yamlfile import Strict
 
@@ -69,11 +70,6 @@ class Model(Strict):
     seed: int = Field(default=0, ge=0)
     tie_word_embeddings: bool = False
     default: bool = False
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages that its cells have."""
-        return STAGES if self.reference == "trained" else tuple(s for s in STAGES if s not in GENERATED)
 
 
 class Variant(Strict):
@@ -157,7 +153,8 @@ class Expectation(Strict):
         )
 
 
-class Cell(Strict):
+@dataclass(frozen=True, kw_only=True)
+class Cell:
     """Recipe x quantize environment x model x serve environment x variant."""
 
     recipe: Recipe
@@ -194,10 +191,7 @@ class Cell(Strict):
 
         Packages on trial are asked by the loader alone: where nothing loads there is nothing to compare.
         """
-        foretold = self.serve.device == "cuda" or self.model.reference == "random"
-        without = set() if foretold else {"preflight"}
-        without |= set(GENERATED) if self.serve.label else set()
-        return tuple(stage for stage in self.model.stages if stage not in without)
+        return _stages(self.model.reference, self.serve.device, on_trial=self.serve.label is not None)
 
     def subject(self, stage: Stage) -> str:
         """What the stage is about: the checkpoint alone, or the cell."""
@@ -208,6 +202,14 @@ class Cell(Strict):
         """Whether the cell belongs to the slice that runs when nothing is asked for."""
         plain = self.by_default and self.variant.id == PLAIN.id
         return plain and self.quantize.default and self.model.default and self.serve.default
+
+
+@cache
+def _stages(reference: Literal["random", "trained"], device: Device, *, on_trial: bool) -> tuple[Stage, ...]:
+    """A cell's stages: those of its model that its serve environment is asked for."""
+    without: set[Stage] = set() if device == "cuda" or reference == "random" else {"preflight"}
+    without |= set(GENERATED) if on_trial or reference == "random" else set()
+    return tuple(stage for stage in STAGES if stage not in without)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from packaging.version import InvalidVersion, Version
@@ -55,7 +56,7 @@ class QuantizeEnvironment(_Environment):
             raise ValueError("give `modelopt` or `llmcompressor`: an environment has one producer")
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``modelopt-VERSION`` or ``llmcompressor-VERSION``, and the label."""
         return f"{'-'.join(self.package)}{self.suffix}"
@@ -97,7 +98,7 @@ class ServeEnvironment(_Environment):
     device: Device = "cuda"
     kind: Literal["serve"] = Field(default="serve", exclude=True)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``vllm-VERSION``, with ``-cpu`` for the CPU build, and the label."""
         return f"vllm-{self.vllm}" + ("-cpu" if self.device == "cpu" else "") + self.suffix

@@ -16,6 +16,7 @@ from qvlfp8.errors import FileFormatError
 from qvlfp8.kept import KEPT, KeptRecords
 from qvlfp8.plan import Step
 from qvlfp8.results import Record
+from qvlfp8.seen_files import SeenFiles
 
 
 class Evidence:
@@ -25,9 +26,12 @@ class Evidence:
     several accelerators, the one with the most records speaks for it, or the one that is named.
     """
 
-    def __init__(self, root: Path, accelerator: str | None = None) -> None:
+    def __init__(
+        self, root: Path, accelerator: str | None = None, seen: SeenFiles[Record] | None = None
+    ) -> None:
         self.root = root
         self._accelerator = accelerator
+        self._seen = seen or SeenFiles(Record.model_validate_json)
         self.kept = KeptRecords(root)
 
     @property
@@ -37,7 +41,7 @@ class Evidence:
 
     def at(self, accelerator: str) -> Evidence:
         """The records of one accelerator alone."""
-        return Evidence(self.root, accelerator)
+        return Evidence(self.root, accelerator, self._seen)
 
     def record(self, step: Step) -> Record | None:
         """The record that stands for a step which was executed elsewhere.
@@ -47,7 +51,9 @@ class Evidence:
         """
         if step.stage in KEPT:
             return self.kept.record(step)
-        path = next((self._by_key[key] for key in step.evidence if key in self._by_key), None)
+        if not (paths := self._by_key):
+            return None
+        path = next((paths[key] for key in step.evidence if key in paths), None)
         if path is None:
             return None
         record = self._read(path)
@@ -94,7 +100,7 @@ class Evidence:
 
     def _read(self, path: Path) -> Record:
         try:
-            record = Record.model_validate_json(path.read_bytes())
+            record = self._seen.read(str(path))
         except ValueError as error:
             first = str(error).splitlines()[0]
             raise FileFormatError(f"{path}: not a record: {first}", mend="remove it") from None

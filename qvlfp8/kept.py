@@ -68,7 +68,9 @@ class KeptRecords:
         Raises:
             FileFormatError: its line contradicts itself or its key, or was edited.
         """
-        found = next((self._by_key[key] for key in step.evidence if key in self._by_key), None)
+        if not (lines := self._by_key):
+            return None
+        found = next((lines[key] for key in step.evidence if key in lines), None)
         if found is None:
             return None
         where, raw = found

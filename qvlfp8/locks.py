@@ -169,6 +169,8 @@ def find_lock(matrix: Matrix, environment: Environment, target: Target = "cpu") 
 
 def _reason(text: str) -> str | None:
     """The resolver's reason in an unresolved lock; None if it is resolved."""
+    if _UNRESOLVED not in text:
+        return None
     parts = re.split(rf"^{_UNRESOLVED}[ \t]*$", text, maxsplit=1, flags=re.MULTILINE)
     if len(parts) == 1:
         return None

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,7 @@ from qvlfp8.cells import (
     Variant,
     globs,
 )
+from qvlfp8.coverage import Coverage
 from qvlfp8.environments import (
     Environment,
     LockPolicy,
@@ -38,6 +41,7 @@ from qvlfp8.finding_kinds import KINDS
 from qvlfp8.recipe import Recipe, Sentence, read_recipes
 from qvlfp8.resources import STAGES, ResourceRow
 from qvlfp8.scoring import Bounds
+from qvlfp8.untrusted import collection_paused
 from qvlfp8.yamlfile import Document, Location, Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -90,7 +94,8 @@ class MatrixFile(Strict):
     expectations: tuple[Expectation, ...] = ()
 
 
-class Matrix(Strict):
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
     """matrix.yaml with its recipes, resolved: every cell once, in the file's order."""
 
     path: Path
@@ -121,9 +126,14 @@ class Matrix(Strict):
                 told |= row.model_dump(exclude={"recipes", "reason"}, exclude_none=True)
         return Bounds(**told)
 
+    @cached_property
+    def coverage(self) -> Coverage:
+        """Which expectations cover which cells."""
+        return Coverage(self.file.expectations)
+
     def expected(self, cell: Cell, stage: Stage) -> tuple[Expectation, ...]:
         """What the cell is expected to show at that stage; nothing means pass."""
-        return tuple(e for e in self.file.expectations if e.covers(cell, stage))
+        return tuple(expectation for _, expectation in self.coverage.of(cell).get(stage, ()))
 
     def expects_unresolved(self, environment: Environment) -> bool:
         """Whether that environment is expected not to resolve: none of its cells is expected to."""
@@ -187,9 +197,10 @@ def _expand(
     document: Document, file: MatrixFile, recipes: dict[str, Recipe]
 ) -> tuple[tuple[Cell, ...], tuple[tuple[Cell, str], ...]]:
     cells: dict[str, Cell] = {}
-    for index, row in enumerate(file.cells):
-        for cell in _cells_of(document, file, recipes, row, ("cells", index)):
-            cells.setdefault(cell.id, cell)
+    with collection_paused():
+        for index, row in enumerate(file.cells):
+            for cell in _cells_of(document, file, recipes, row, ("cells", index)):
+                cells.setdefault(cell.id, cell)
     reasons: dict[str, str] = {}
     for index, exclusion in enumerate(file.exclusions):
         hit = [name for name in cells if fnmatchcase(name, exclusion.cells)]
@@ -258,7 +269,16 @@ def _names_nothing(document: Document, where: Location, glob: str, known: Iterab
 
 
 def _check_expectations(document: Document, matrix: Matrix) -> None:
-    owners: dict[tuple[str, str, str], int] = {}
+    covered: set[tuple[int, Stage]] = set()
+    twice: dict[tuple[int, Stage], str] = {}
+    for cell in matrix.cells:
+        for stage, covering in matrix.coverage.of(cell).items():
+            named: set[str] = set()
+            for index, expectation in covering:
+                covered.add((index, stage))
+                if (finding := expectation.shows[stage]) in named:
+                    twice.setdefault((index, stage), cell.id)
+                named.add(finding)
     for index, expectation in enumerate(matrix.file.expectations):
         where = ("expectations", index)
         for stage, finding in expectation.shows.items():
@@ -266,20 +286,18 @@ def _check_expectations(document: Document, matrix: Matrix) -> None:
                 raise document.error((*where, "shows", stage), "no such finding", mend=_closest(finding))
             if expectation.vllm is not None and stage in OF_CHECKPOINT:
                 raise document.error((*where, "vllm"), f"{stage} knows no vLLM", mend="remove the key")
-            covered = [c.id for c in matrix.cells if expectation.covers(c, stage)]
-            if not covered:
+            if (index, stage) not in covered:
                 raise document.error(
                     (*where, "shows", stage),
                     "covers no cell",
                     mend="correct `cells`, `vllm`, `modelopt` or `transformers`, or remove the entry",
                 )
-            for cell in covered:
-                if owners.setdefault((cell, stage, finding), index) != index:
-                    raise document.error(
-                        (*where, "shows", stage),
-                        f"{finding} is expected of {cell} at {stage} already",
-                        mend="narrow one of the two",
-                    )
+            if (index, stage) in twice:
+                raise document.error(
+                    (*where, "shows", stage),
+                    f"{finding} is expected of {twice[index, stage]} at {stage} already",
+                    mend="narrow one of the two",
+                )
 
 
 def _check_bounds(document: Document, matrix: Matrix) -> None:

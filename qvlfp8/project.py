@@ -49,7 +49,7 @@ class Project:
         except (OSError, RuntimeError) as error:
             raise UsageError(f"{place}: not a usable path: {error}", mend="name another (--store)") from None
 
-    @property
+    @cached_property
     def options(self) -> str:
         """Options of the command line that name this project and store, where they are not the usual ones."""
         matrix, store = self.matrix.path, self.store.root
@@ -159,8 +159,9 @@ class Project:
         from qvlfp8.expect import surprise
 
         failing: set[Stage] = set()
+        covering = self.matrix.coverage.of(view.cell)
         for stage in view.stages:
-            expected = self.matrix.expected(view.cell, stage.stage)
+            expected = [expectation for _, expectation in covering.get(stage.stage, ())]
             blocking = failing & set(BLOCKED_BY[stage.stage])
             if stage.status == "not run":
                 # It could have been: an environment that does not resolve blocks what needs it.

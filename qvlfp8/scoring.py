@@ -234,12 +234,13 @@ class _Answers:
 
     def _tasks(self, *, sight: bool, drop: float) -> tuple[list[str], dict[str, Any]]:
         """A sentence for each task that is not answered well enough, and all tasks' numbers."""
-        asks = [ask for ask in _asks(self._answers) if (ask.task in self._sight) is sight]
-        tasks = list(dict.fromkeys(ask.task for ask in asks))
+        tasks: dict[str, list[_Ask]] = {}
+        for ask in self._asked:
+            if (ask.task in self._sight) is sight:
+                tasks.setdefault(ask.task, []).append(ask)
         found: list[str] = []
         numbers: dict[str, Any] = {}
-        for task in tasks:
-            own = [ask for ask in asks if ask.task == task]
+        for task, own in tasks.items():
             right = _mean(ask.said == ask.expected for ask in own)
             theirs = [(self._said[ask.name], ask.expected) for ask in own if ask.name in self._said]
             right_bf16 = _mean(said == expected for said, expected in theirs) if theirs else None
@@ -267,6 +268,10 @@ class _Answers:
         if right < least - _ROUNDING:
             beside = "" if bf16 is None else f", BF16 {bf16:.0%}"
             yield f"{task}: {right:.0%} right{beside}, at least {least:.0%} must be"
+
+    @cached_property
+    def _asked(self) -> list[_Ask]:
+        return _asks(self._answers)
 
     @cached_property
     def _sight(self) -> set[str]:

@@ -30,6 +30,7 @@ from qvlfp8.disk import writing as writing  # noqa: PLC0414  (it is the store's,
 from qvlfp8.errors import StoreBusyError
 from qvlfp8.redaction import redact
 from qvlfp8.results import Record, RecordedStage
+from qvlfp8.seen_files import SeenFiles
 
 RECORD = "record.json"
 LOG = "log.txt"
@@ -50,6 +51,8 @@ class Store:
         self.root = root
         self.tmp = root / "tmp"
         self.environments = root / "environments"
+        self._steps = str(root / "steps")
+        self._seen = SeenFiles(Record.model_validate_json)
         self._subjects: dict[RecordedStage, dict[str, list[str]]] = {}
         self._lock: int | None = None
 
@@ -116,9 +119,9 @@ class Store:
     def record(self, stage: RecordedStage, digest: str) -> Record | None:
         """The step's record; None if it was not executed, or its entry is not whole or not ours."""
         try:
-            text = (self.entry(stage, digest) / RECORD).read_text(encoding="utf-8")
-            record = Record.model_validate_json(text)
-        except (OSError, UnicodeDecodeError, ValidationError):
+            # No Path: most steps of a large plan have no entry, and making one takes longer than to see that.
+            record = self._seen.read(f"{self._steps}/{stage}/{digest}/{RECORD}")
+        except (OSError, ValidationError):
             return None
         # What was executed here names what it read; one that does not could never be told to be stale.
         own = record.digest == digest and record.stage == stage and not record.elsewhere

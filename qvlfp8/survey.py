@@ -40,6 +40,9 @@ class Seen:
         return self.record if settled else None
 
 
+_NEVER = Seen(record=None)
+
+
 def survey(plan: Plan, lookup: Lookup, older: Lookup | None = None) -> dict[str, Seen]:
     """Look every step of the plan up, by digest, in the plan's order.
 
@@ -51,8 +54,8 @@ def survey(plan: Plan, lookup: Lookup, older: Lookup | None = None) -> dict[str,
         record = lookup(step)
         if record is None:
             before = older(step) if older else None
-            why = changed(before, step) if before else ""
-            seen[step.digest] = Seen(record=None, stale=before is not None, because=why)
+            known = Seen(record=None, stale=True, because=changed(before, step)) if before else _NEVER
+            seen[step.digest] = known
             continue
         elsewhere = record.elsewhere
         stale = not elsewhere and _stale(record, step, seen)

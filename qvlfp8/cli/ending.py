@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import signal
 import sys
@@ -24,6 +25,8 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # Plans and records are many objects that live until the end: collecting often finds nothing in them.
+    gc.set_threshold(200_000, 20, 100)
     code = _code(app, arguments)
     if code == EXIT_INTERRUPTED:
         print("interrupted; what was finished is kept, and the same command continues", file=sys.stderr)

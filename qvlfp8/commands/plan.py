@@ -24,8 +24,9 @@ def show_plan(
     cells = project.cells(only=only, everything=everything)
     plan = project.plan(cells, project.locks(cells))
     cached = {digest for digest, seen in survey(plan, project.executed).items() if seen.final}
-    asked = select((cell for cell, _ in project.matrix.excluded), only=only, everything=everything)
-    excluded = [(cell.id, reason) for cell, reason in project.matrix.excluded if cell in asked]
+    without = (cell for cell, _ in project.matrix.excluded)
+    asked = {cell.id for cell in select(without, only=only, everything=everything)}
+    excluded = [(cell.id, reason) for cell, reason in project.matrix.excluded if cell.id in asked]
     left_out = [*excluded, *_not_asked(project, cells, only)]
     if as_json:
         print(json.dumps(_plan_json(plan, cached, left_out), indent=1, ensure_ascii=False))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.text import Text
 
 from qvlfp8 import __version__
+from qvlfp8.json_lines import json_lines
 from qvlfp8.report.table import LEGEND, CellView, Table, make_table
 
 _STYLES = {"◐": "green", "✗": "red", "!": "yellow"}
@@ -18,20 +19,9 @@ _STYLES = {"◐": "green", "✗": "red", "!": "yellow"}
 def print_table(console: Console, views: Iterable[CellView]) -> None:
     """Print the matrix, its causes and its legend."""
     table = make_table(views)
-    grid = RichTable(title="Compatibility matrix: checkpoint x vLLM", title_justify="left")
-    grid.add_column("recipe / quantized by / model", no_wrap=True)
-    for column in table.columns:
-        grid.add_column(column.removeprefix("vllm-"), justify="center", no_wrap=True)
-    recipe = ""
-    for name, marks in table.rows:
-        if recipe and not name.startswith(f"{recipe}/"):
-            grid.add_section()
-        recipe = name.split("/", 1)[0]
-        grid.add_row(name, *(f"[{_STYLES.get(m[:1], 'dim')}]{m}[/]" if m else "" for m in marks))
-    # A narrow pipe or terminal must not cut marks off: the table takes the width that it needs.
-    needed = Console(width=1000).measure(grid).maximum
-    wide = Console(file=console.file, width=max(console.width, needed), force_terminal=console.is_terminal)
-    wide.print(grid)
+    console.print("Compatibility matrix: checkpoint x vLLM", style="italic", soft_wrap=True)
+    # A narrow pipe or terminal must not cut marks off: lines are as long as they have to be.
+    console.print(_grid(table), soft_wrap=True)
     for reason in table.reasons:
         console.print(
             f"{reason.letter}  {reason.stage}: {reason.what} ({_cells(reason.cells)})\n"
@@ -46,6 +36,43 @@ def print_table(console: Console, views: Iterable[CellView]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _grid(table: Table) -> Text:
+    """The rows under their columns, a rule between recipes.
+
+    Not by rich's own table, which measures and wraps each cell: that takes seconds for hundreds of rows.
+    """
+    heads = [column.removeprefix("vllm-") for column in table.columns]
+    names = ["recipe / quantized by / model", *(name for name, _ in table.rows)]
+    first = max(map(cell_len, names))
+    widths = [
+        max(cell_len(text) for text in (head, *(marks[place] for _, marks in table.rows)))
+        for place, head in enumerate(heads)
+    ]
+    rule = "─┼─".join("─" * width for width in (first, *widths))
+    shown = Text(no_wrap=True)
+    shown.append(_line(names[0].ljust(first), zip(heads, widths, strict=True)), style="bold")
+    recipe = ""
+    for name, marks in table.rows:
+        if not name.startswith(f"{recipe}/"):
+            shown.append(f"{rule}\n", style="dim")
+        recipe = name.split("/", 1)[0]
+        shown.append(name.ljust(first))
+        for mark, width in zip(marks, widths, strict=True):
+            shown.append(" │ ", style="dim")
+            shown.append(_centred(mark, width), style=_STYLES.get(mark[:1], "dim"))
+        shown.append("\n")
+    return shown
+
+
+def _line(name: str, columns: Iterable[tuple[str, int]]) -> str:
+    return " │ ".join([name, *(_centred(text, width) for text, width in columns)]) + "\n"
+
+
+def _centred(text: str, width: int) -> str:
+    left = (width - cell_len(text)) // 2
+    return " " * left + text + " " * (width - cell_len(text) - left)
 
 
 def _cells(count: int) -> str:
@@ -77,8 +104,8 @@ def _cell_text(text: str) -> str:
 
 
 def to_json(views: Iterable[CellView]) -> str:
-    """The matrix as JSON: one object a cell, with every stage's status, findings and record digest."""
-    cells: list[dict[str, Any]] = [
+    """The matrix as JSON: an object and line a cell, with each stage's status, findings and record digest."""
+    cells: Iterable[dict[str, Any]] = (
         {
             "id": view.cell.id,
             "recipe": view.cell.recipe.id,
@@ -97,7 +124,5 @@ def to_json(views: Iterable[CellView]) -> str:
             },
         }
         for view in views
-    ]
-    return (
-        json.dumps({"version": 1, "qvlfp8": __version__, "cells": cells}, indent=1, ensure_ascii=False) + "\n"
     )
+    return json_lines({"version": 1, "qvlfp8": __version__}, "cells", cells)

@@ -184,7 +184,7 @@ def _unexecuted(plan: Plan, seen: Mapping[str, Seen], step: Step, stage: Stage) 
     found = seen[step.digest]
     if found.elsewhere:
         return None
-    ancestors = [plan.steps[need] for need in _ancestors(plan, step)]
+    ancestors = plan.ancestors(step)
     if never := next((need for need in ancestors if need.unresolved), None):
         because = f"resolve of {never.subject}: {never.unresolved}"
         return StageView(stage=stage, status="blocked", digest=step.digest, because=because)
@@ -270,12 +270,6 @@ def _control_trouble(baseline: Record | None) -> str:
 
 def _as_causes(findings: Iterable[Finding | results.Finding]) -> tuple[Cause, ...]:
     return tuple(Cause(id=f.id, text="; ".join((f.summary, *f.evidence[:2]))) for f in findings)
-
-
-def _ancestors(plan: Plan, step: Step) -> Iterable[str]:
-    for need in step.needs:
-        yield from _ancestors(plan, plan.steps[need])
-        yield need
 
 
 UNRESOLVED = "does-not-resolve"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qvlfp8.cells import GENERATED, Stage
+from qvlfp8.cells import GENERATED, OF_CHECKPOINT, Stage
 from qvlfp8.observed import named_version
 from qvlfp8.plan import repeat_command
 from qvlfp8.report import proof
@@ -39,6 +39,8 @@ class ExamShown:
 
     digest: str = ""
     prompts: Mapping[str, str] = field(default_factory=dict)
+    shown: Mapping[str, tuple[proof.Shown, ...]] = field(default_factory=dict)
+    """Cell id -> what its page shows of it (:func:`questions_shown`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,13 @@ class CellPage:
     repeat: str
 
 
-def make_page(site: Site, cell: SiteCell, row: Sequence[SiteCell], exam: ExamShown) -> CellPage:
+def make_page(
+    site: Site,
+    cell: SiteCell,
+    row: Sequence[SiteCell],
+    exam: ExamShown,
+    alone: dict[Stage, Execution] | None = None,
+) -> CellPage:
     """One cell's page.
 
     Args:
@@ -127,13 +135,14 @@ def make_page(site: Site, cell: SiteCell, row: Sequence[SiteCell], exam: ExamSho
         cell: one that was executed.
         row: the cells of its row, oldest vLLM first.
         exam: what can be drawn.
+        alone: takes what is the checkpoint's alone, and gives it to its next page.
     """
     answers, right, asked = _answers(cell, exam)
     return CellPage(
         cell=cell,
         producer=producer(cell.cell),
         version=named_version(cell.cell.serve),
-        executions=tuple(_executions(site, cell)),
+        executions=tuple(_executions(site, cell, {} if alone is None else alone)),
         difference=line(difference(cell.view) or ""),
         answers=answers,
         right=right,
@@ -164,7 +173,7 @@ def _status(cell: SiteCell, stage: Stage) -> Status:
 
 
 def _answers(cell: SiteCell, exam: ExamShown) -> tuple[tuple[Answer, ...], int, int]:
-    shown = questions_shown(cell, exam.digest)
+    shown = exam.shown.get(cell.cell.id, ())
     if not shown:
         return (), 0, 0
     asked = [a for a in cell.records["load"].measured["answers"] if a["sight"]]
@@ -186,11 +195,15 @@ def _answers(cell: SiteCell, exam: ExamShown) -> tuple[tuple[Answer, ...], int, 
     )
 
 
-def _executions(site: Site, cell: SiteCell) -> Iterator[Execution]:
+def _executions(site: Site, cell: SiteCell, alone: dict[Stage, Execution]) -> Iterator[Execution]:
     """Stages in order; those that one run answers together."""
     run = [view for view in cell.view.stages if view.stage in GENERATED]
     for view in cell.view.stages:
-        if view.stage not in GENERATED:
+        if view.stage in OF_CHECKPOINT:
+            if view.stage not in alone:
+                alone[view.stage] = _execution(site, cell, view.stage, [view])
+            yield alone[view.stage]
+        elif view.stage not in GENERATED:
             yield _execution(site, cell, view.stage, [view])
     if run:
         yield _execution(site, cell, "run of vLLM", run)

@@ -53,7 +53,7 @@ class SiteCell:
     notes: tuple[tuple[Stage, str], ...] = ()
     elsewhere: tuple[Elsewhere, ...] = ()
 
-    @property
+    @cached_property
     def at(self) -> Stage:
         """The stage at which it ended."""
         return ended_at(self.view)
@@ -63,7 +63,7 @@ class SiteCell:
         """The findings that fail its stages, each once."""
         return tuple(dict.fromkeys(name for stage in self.view.stages for name in stage.findings))
 
-    @property
+    @cached_property
     def shown(self) -> tuple[str, ...]:
         """The findings that its stages show, whether or not they fail them."""
         return tuple(dict.fromkeys((*self.findings, *(name for _, name in self.notes))))

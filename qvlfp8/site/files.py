@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+from markupsafe import Markup
+
+from qvlfp8.cells import Stage
 from qvlfp8.observed import named_version
 from qvlfp8.report.recipes_page import HEADER
 from qvlfp8.report.recipes_page import row as recipe_row
 from qvlfp8.results import Record
 from qvlfp8.site import api, compatibility, feed, rendering
 from qvlfp8.site.badges import Badge, badge_of
-from qvlfp8.site.cell_view import ExamShown, make_page
-from qvlfp8.site.data import Site, SiteCell, record_name
+from qvlfp8.site.cell_view import CellPage, ExamShown, Execution, make_page
+from qvlfp8.site.data import Site, record_name
 from qvlfp8.site.finding_view import FindingPage, make_pages
-from qvlfp8.site.matrix_view import Matrix, lay_out, producer
+from qvlfp8.site.matrix_view import Matrix, Row, lay_out, producer
 from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import MEANINGS, WORDS
 from qvlfp8.site.untrusted import without_paths
@@ -68,7 +72,7 @@ def _texts(
     yield "COMPATIBILITY.md", compatibility.page(matrix)
     told = feed.entries(site)
     yield "feed.xml", rendering.render("feed.xml", entries=told, base=base, words=WORDS)
-    yield "api/v1/site.json", _json(api.document(site, matrix, findings).model_dump(mode="json"))
+    yield "api/v1/site.json", api.document(site, matrix, findings).model_dump_json(indent=1) + "\n"
     yield "api/v1/site.schema.json", schema
     yield "api.html", rendering.render("api.html", here="api", files=_FILES)
     for name, record in site.records.items():
@@ -88,19 +92,45 @@ _FILES = (
 def _cells(site: Site, matrix: Matrix, exam: ExamShown) -> Iterator[tuple[str, str]]:
     """A page for each cell of which something was executed."""
     for group in matrix.groups:
-        for row in group.rows:
-            line = [cell for cell in row.cells if cell is not None]
-            for cell in line:
-                if cell.page is not None:
-                    yield cell.page, _cell(site, cell, line, exam)
+        for rows in _by_checkpoint(group.rows):
+            # Its cells, however they were run, have in common what is the checkpoint's alone.
+            alone: dict[Stage, Execution] = {}
+            sections = _Sections()
+            for row in rows:
+                line = [cell for cell in row.cells if cell is not None]
+                for cell in line:
+                    if cell.page is not None:
+                        yield cell.page, _cell(make_page(site, cell, line, exam, alone), sections)
 
 
-def _cell(site: Site, cell: SiteCell, line: list[SiteCell], exam: ExamShown) -> str:
+def _by_checkpoint(rows: Sequence[Row]) -> Iterator[Iterable[Row]]:
+    for _, found in groupby(rows, key=lambda row: row.checkpoint):
+        yield found
+
+
+class _Sections:
+    """Sections of pages as HTML; what several pages have in common is rendered once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Stage, tuple[Execution, Markup]] = {}
+
+    def __call__(self, run: Execution, baseline: str | None) -> Markup:
+        stage = run.stages[0].stage
+        known = self._known.get(stage)
+        if known is None or known[0] is not run:
+            text = rendering.render("execution.html", root="../", run=run, baseline=baseline)
+            # Made by a template, which has escaped what is to be escaped.
+            known = self._known[stage] = (run, Markup(text))  # noqa: S704
+        return known[1]
+
+
+def _cell(page: CellPage, sections: _Sections) -> str:
     return rendering.render(
         "cell.html",
         root="../",
         here="matrix",
-        page=make_page(site, cell, line, exam),
+        page=page,
+        section=sections,
         words=WORDS,
         meanings=MEANINGS,
         record_name=record_name,

@@ -170,16 +170,17 @@ def _row(first: Cell, cells: Mapping[str, SiteCell], serves: Sequence[ServeEnvir
 
 
 def _seeing(cells: Sequence[SiteCell], serves: Sequence[ServeEnvironment]) -> Iterator[Seeing]:
+    newest: dict[str, dict[str, SiteCell]] = {}
+    for one in cells:
+        if one.outcome != "sees" or one.cell.variant.id != PLAIN.id:
+            continue
+        found = newest.setdefault(one.cell.serve.id, {})
+        known = found.get(one.cell.recipe.id)
+        if known is None or _made_before(known.cell, one.cell):
+            found[one.cell.recipe.id] = one
     for serve in serves:
-        newest: dict[str, SiteCell] = {}
-        for one in cells:
-            if one.outcome != "sees" or one.cell.serve != serve or one.cell.variant.id != PLAIN.id:
-                continue
-            known = newest.get(one.cell.recipe.id)
-            if known is None or _made_before(known.cell, one.cell):
-                newest[one.cell.recipe.id] = one
-        if newest:
-            yield Seeing(version=named_version(serve), cells=tuple(newest.values()))
+        if serve.id in newest:
+            yield Seeing(version=named_version(serve), cells=tuple(newest[serve.id].values()))
 
 
 def _made_before(one: Cell, other: Cell) -> bool:

@@ -103,8 +103,9 @@ def _draw(site: Site, folder: Path) -> ExamShown:
     asked = site.project.matrix.file.exam
     questions = make_exam(asked.seed, asked.per_task)
     digest = exam_digest(questions)
-    used = {row.question for cell in site.cells for row in questions_shown(cell, digest)}
-    return ExamShown(digest=digest, prompts=draw_pictures(folder, questions, used))
+    shown = {cell.cell.id: found for cell in site.cells if (found := questions_shown(cell, digest))}
+    used = {row.question for found in shown.values() for row in found}
+    return ExamShown(digest=digest, prompts=draw_pictures(folder, questions, used), shown=shown)
 
 
 def _write(site: Site, made: Path, base: str) -> None:

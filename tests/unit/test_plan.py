@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def _follows(made: Plan, digest: str, name: str) -> bool:
 def test_a_changed_recipe_changes_its_checkpoints_only(cells: tuple[Cell, ...]) -> None:
     calibration = cells[0].recipe.calibration.model_copy(update={"samples": 9})
     altered = cells[0].recipe.model_copy(update={"calibration": calibration})
-    after = tuple(c.model_copy(update={"recipe": altered}) if c.recipe.id == altered.id else c for c in cells)
+    after = tuple(replace(c, recipe=altered) if c.recipe.id == altered.id else c for c in cells)
     hit = changed(make_plan(cells, locks_for(cells)), make_plan(after, locks_for(cells)))
     assert {text.split()[1].split("/")[0] for text in hit} == {altered.id}
     assert {text.split()[0] for text in hit} == set(LAYOUT_STAGES)
@@ -98,7 +99,7 @@ def test_a_changed_recipe_changes_its_checkpoints_only(cells: tuple[Cell, ...]) 
 
 def test_words_about_a_recipe_change_nothing(cells: tuple[Cell, ...]) -> None:
     update = {"description": "other words", "link": "https://example.org/other"}
-    after = tuple(c.model_copy(update={"recipe": c.recipe.model_copy(update=update)}) for c in cells)
+    after = tuple(replace(c, recipe=c.recipe.model_copy(update=update)) for c in cells)
     assert not changed(make_plan(cells, locks_for(cells)), make_plan(after, locks_for(cells)))
 
 

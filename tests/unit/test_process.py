@@ -168,5 +168,5 @@ def test_a_killed_driver_takes_its_commands_with_it_and_keeps_the_store_until_th
 
 
 def test_a_command_that_is_not_there_is_not_started(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no-such-command"):
+    with pytest.raises(WorkerError, match="no-such-command cannot be started"):
         Processes(lambda _: None).run(["no-such-command"], environment={}, log=tmp_path / "log")

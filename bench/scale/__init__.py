@@ -1,0 +1,1 @@
+"""How planning, a run with nothing to do, and the report grow with the matrix."""

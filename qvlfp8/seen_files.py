@@ -1,0 +1,45 @@
+"""Files that were read before and have not changed since: what was made of them is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["SeenFiles"]
+
+Made = TypeVar("Made")
+_Mark = tuple[int, int, int, int, int]
+
+
+class SeenFiles(Generic[Made]):
+    """What was made of files, by path; one that is another file since, or was written to, is read again.
+
+    A run asks for its records before it executes and after; reading and checking them is most of what it does
+    where there is nothing to execute. The kernel notes when a file was changed (``ctime``); no program sets it.
+    """
+
+    def __init__(self, make: Callable[[bytes], Made]) -> None:
+        """``make`` makes of a file's bytes what is wanted; what it raises is not kept."""
+        self._make = make
+        self._known: dict[str, tuple[_Mark, Made]] = {}
+
+    def read(self, path: str) -> Made:
+        """What was made of the file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        known = self._known.get(path)
+        if known is not None and known[0] == _mark(os.stat(path)):  # noqa: PTH116
+            return known[1]
+        with open(path, "rb") as stream:  # noqa: PTH123
+            # Before it is read: what is written meanwhile changes the mark.
+            mark = _mark(os.fstat(stream.fileno()))
+            made = self._make(stream.read())
+        self._known[path] = (mark, made)
+        return made
+
+
+def _mark(status: os.stat_result) -> _Mark:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
