@@ -98,7 +98,8 @@ def compose(diff: Diff, *, run: str) -> Issue:
     """
     if not _ADDRESS.fullmatch(run):
         raise UsageError(
-            f"--run {run!r}: not the address of a web page", mend="name it as https://HOST/PATH, without spaces"
+            f"--run {run!r}: not the address of a web page",
+            mend="name it as https://HOST/PATH, without spaces",
         )
     worse = [change for change in diff.changes if change.kind == "regressed"]
     if not worse:
