@@ -120,7 +120,7 @@ def _missing_shards(folder: Path, names: Collection[str]) -> Iterator[str]:
     if absent := sorted(shards.difference(names)):
         yield (
             f"Add {_some(absent)}, of the {len(shards)} files that {INDEX} names: only headers and scales are"
-            f" read of them. The index has the names of {len(held or ())} tensors, and neither types nor shapes."
+            f" read. The index has the names of {len(held or ())} tensors, and neither types nor shapes."
         )
 
 

@@ -18,7 +18,7 @@ REFUSALS: Mapping[str, Kind] = MappingProxyType(
     {
         "recipe-not-expressible": Kind(
             severity="fail",
-            meaning="this quantizer, or this release of it, has no configuration that means what the recipe says",
+            meaning="this quantizer, or this release of it, has no configuration for what the recipe says",
             mend="take a newer release, or another recipe; the message says what is missing "
             "(recipes ending in -kv-cast need ModelOpt 0.43)",
         ),
@@ -29,7 +29,7 @@ REFUSALS: Mapping[str, Kind] = MappingProxyType(
         ),
         "recipe-not-honoured": Kind(
             severity="fail",
-            meaning="the quantizer placed other quantizers than the recipe asks for, or calibrated them not at all",
+            meaning="other places were quantized than the recipe asks for, or some were not calibrated",
             mend="take another release of it; the message names the modules",
         ),
         "quantize-raised": Kind(
@@ -77,10 +77,10 @@ REFUSALS: Mapping[str, Kind] = MappingProxyType(
 """Why a worker would not do what it was asked: it measured nothing, and its message is what was seen."""
 
 _FULLER = {
-    "kv-scale-one": "none needed of a recipe that casts keys and values unscaled (-kv-cast); else quantize with "
-    "ModelOpt 0.44 or newer, which writes the scales that it measured: 0.37 and 0.41 write none below 1.0",
-    "kv-scale-defaulted": "none needed of a recipe that casts keys and values unscaled (-kv-cast); else calibrate "
-    "the KV cache, as recipes lm-fp8 and vlm-fp8 do",
+    "kv-scale-one": "none needed of a recipe that casts keys and values unscaled (-kv-cast); else quantize "
+    "with ModelOpt 0.44 or newer, which writes the scales that it measured: 0.37 and 0.41 write none below 1.0",
+    "kv-scale-defaulted": "none needed of a recipe that casts keys and values unscaled (-kv-cast); else "
+    "calibrate the KV cache, as recipes lm-fp8 and vlm-fp8 do",
 }
 """Mends that say more than the line that every judgement knows."""
 

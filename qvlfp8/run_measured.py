@@ -1,4 +1,4 @@
-"""What a run of vLLM measures, as far as verdicts and pages read it: the types that a committed record must have.
+"""What a run of vLLM measures, as far as verdicts and pages read it: types of a committed record's fields.
 
 A record is a file that somebody may have edited. What is read of it is held against these once, where it
 is read, so that nothing behind has to ask again.

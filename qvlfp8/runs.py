@@ -70,15 +70,16 @@ def read_run(name: str, project: Project) -> Run:
     with TemporaryDirectory(prefix="qvlfp8-") as place:
         root = Path(place)
         revision.extract(name, project.matrix.path.parent, root)
-        plan, note = None, ""
+        of_then: Plan | None = None
+        note = ""
         try:
-            plan = _plan(Project.open(root / "matrix.yaml"))
+            of_then = _plan(Project.open(root / "matrix.yaml"))
         except QvlError as error:
             problem = error.problem.replace(f"{root}/", "")
             note = f"{name}: nothing of it is called stale, for its plan cannot be made today: {problem}"
-        why = _by_key(plan) if plan else _always_current
+        why = _by_key(of_then) if of_then else _always_current
         try:
-            records = list(_committed(root / "results", plan))
+            records = list(_committed(root / "results", of_then))
         except FileFormatError as error:
             # The file lies in git's objects; where it was unpacked is gone with this block.
             raise FileFormatError(error.problem.replace(f"{root}/", f"{name}:"), mend=error.mend) from None

@@ -12,15 +12,15 @@ from qvlfp8.report.recipes_page import row as recipe_row
 from qvlfp8.results import Record
 from qvlfp8.site import api, compatibility, feed, rendering
 from qvlfp8.site.badges import Badge, badge_of
-from qvlfp8.site.cell_view import ExamShown, make_page
-from qvlfp8.site.data import Site, SiteCell, record_name
+from qvlfp8.site.cell_view import CellPage, ExamShown, make_page
+from qvlfp8.site.data import Site, record_name
 from qvlfp8.site.finding_view import FindingPage, make_pages
 from qvlfp8.site.matrix_view import Matrix, lay_out, producer
 from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import MEANINGS, WORDS
 from qvlfp8.site.untrusted import without_paths
 
-__all__ = ["site_files"]
+__all__ = ["cell_text", "site_files"]
 
 
 def site_files(
@@ -36,7 +36,7 @@ def site_files(
     """
     matrix = lay_out(site)
     findings = make_pages(site, matrix.columns)
-    badges = {name: badge_of(name, site.cells) for name in site.project.matrix.recipes}
+    badges = {name: badge_of(name, site.cells, matrix.columns) for name in site.project.matrix.recipes}
     for path, text in _texts(site, matrix, findings, badges, exam, base=base, schema=schema):
         yield path, text.encode()
     yield from rendering.assets()
@@ -92,15 +92,16 @@ def _cells(site: Site, matrix: Matrix, exam: ExamShown) -> Iterator[tuple[str, s
             line = [cell for cell in row.cells if cell is not None]
             for cell in line:
                 if cell.page is not None:
-                    yield cell.page, _cell(site, cell, line, exam)
+                    yield cell.page, cell_text(make_page(site, cell, line, exam))
 
 
-def _cell(site: Site, cell: SiteCell, line: list[SiteCell], exam: ExamShown) -> str:
+def cell_text(page: CellPage) -> str:
+    """A cell's page as HTML."""
     return rendering.render(
         "cell.html",
         root="../",
         here="matrix",
-        page=make_page(site, cell, line, exam),
+        page=page,
         words=WORDS,
         meanings=MEANINGS,
         record_name=record_name,
