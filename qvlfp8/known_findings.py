@@ -78,7 +78,7 @@ REFUSALS: Mapping[str, Kind] = MappingProxyType(
 
 _FULLER = {
     "kv-scale-one": "none needed of a recipe that casts keys and values unscaled (-kv-cast); else quantize "
-    "with ModelOpt 0.44 or newer, which writes the scales that it measured: 0.37 and 0.41 write none below 1.0",
+    "with ModelOpt 0.44 or newer, which writes the scales that it measured; 0.37 and 0.41 write none below 1",
     "kv-scale-defaulted": "none needed of a recipe that casts keys and values unscaled (-kv-cast); else "
     "calibrate the KV cache, as recipes lm-fp8 and vlm-fp8 do",
 }

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from qvlfp8.cells import GENERATED, PLAIN
 from qvlfp8.observed import named_version
 from qvlfp8.site.data import SiteCell
 from qvlfp8.site.matrix_view import producer
+from qvlfp8.site.outcome import Outcome
 from qvlfp8.site.words import versions_in_words
 
 __all__ = ["COLOURS", "Badge", "badge_of"]
 
-COLOURS = {"latest": "#0e6a70", "others": "#8a5a00", "none": "#a3260f", "not run": "#5b5f66"}
-"""By where it sees: in the latest vLLM in which it was run; in others alone; in none."""
+COLOURS = MappingProxyType(
+    {"latest": "#0e6a70", "others": "#8a5a00", "none": "#a3260f", "not run": "#5b5f66"}
+)
+"""It sees in the latest vLLM in which it was run; in others alone; in none; it was not run."""
 
 _CHARACTER = 6.6
 """Width of a character of Verdana at 11 pixels, about: text is fitted to it."""
@@ -23,11 +27,28 @@ _CHARACTER = 6.6
 
 @dataclass(frozen=True, kw_only=True)
 class Badge:
-    """What it says, and its colour."""
+    """Of a recipe: what it says, by which producer (empty: none was run), and how its checkpoint is marked.
 
-    label: str
+    ``latest``: it sees in the latest vLLM in which it was run.
+    """
+
+    recipe: str
+    producer: str
     message: str
-    colour: str
+    mark: Outcome
+    latest: bool = False
+
+    @property
+    def label(self) -> str:
+        """What stands on its left side."""
+        return f"{self.recipe}, {self.producer}" if self.producer else self.recipe
+
+    @property
+    def colour(self) -> str:
+        """Of its right side."""
+        if self.mark == "sees":
+            return COLOURS["latest" if self.latest else "others"]
+        return COLOURS["not run" if self.mark == "never" else "none"]
 
     @property
     def endpoint(self) -> dict[str, Any]:
@@ -62,19 +83,22 @@ def badge_of(recipe: str, cells: Iterable[SiteCell], columns: Sequence[str]) -> 
         if cell.cell.recipe.id == recipe and cell.cell.variant.id == PLAIN.id and _was_run(cell)
     ]
     if not ran:
-        return Badge(label=recipe, message="not run", colour=COLOURS["not run"])
+        return Badge(recipe=recipe, producer="", message="not run", mark="never")
     newest = max((cell.cell.quantize for cell in ran), key=lambda made: (made.version, not made.label))
     ran = [cell for cell in ran if cell.cell.quantize == newest]
-    label = f"{recipe}, {producer(ran[0].cell)}"
     run_in = {named_version(cell.cell.serve) for cell in ran}
     sees = run_in - {named_version(cell.cell.serve) for cell in ran if cell.outcome != "sees"}
+    made_by = producer(ran[0].cell)
     if not sees:
-        several = "" if len(run_in) == 1 else "s"
-        message = f"sees in none of {len(run_in)} vLLM version{several} run"
-        return Badge(label=label, message=message, colour=COLOURS["none"])
-    latest = max(run_in, key=columns.index)
-    colour = COLOURS["latest" if latest in sees else "others"]
-    return Badge(label=label, message=f"sees in vLLM {versions_in_words(sees, columns)}", colour=colour)
+        message = f"sees in none of {len(run_in)} vLLM version{'' if len(run_in) == 1 else 's'} run"
+        return Badge(recipe=recipe, producer=made_by, message=message, mark="fails")
+    return Badge(
+        recipe=recipe,
+        producer=made_by,
+        message=f"sees in vLLM {versions_in_words(sees, columns)}",
+        mark="sees",
+        latest=max(run_in, key=columns.index) in sees,
+    )
 
 
 def _was_run(cell: SiteCell) -> bool:

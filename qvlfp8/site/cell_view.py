@@ -297,13 +297,13 @@ def _facts(site: Site, cell: SiteCell, record: Record | None, view: StageView) -
     yield Value(name="hardware", text=line(_hardware(record)))
     if driver := told.get("driver"):
         yield Value(name="driver", text=line(str(driver)))
-    if told.get("patches"):
-        yield _patches(told["patches"])
     yield Value(name="started", text=line(record.started))
     yield Value(name="duration", text=f"{record.seconds:.1f} s")
     if checkpoint := record.made or record.measured.get("checkpoint_digest"):
         yield Value(name="checkpoint", text=line(str(checkpoint)))
     yield Value(name="engine", text=line(str(told.get("engine", "unknown"))))
+    if told.get("patches"):
+        yield _patches(told["patches"])
 
 
 def _patches(told: Sequence[Mapping[str, Any]]) -> Value:

@@ -61,7 +61,10 @@ def _texts(
     for page in findings:
         text = rendering.render("finding.html", root="../", here="findings", page=page, words=WORDS)
         yield f"findings/{slug(page.name)}.html", text
-    yield "recipes.html", rendering.render("recipes.html", here="recipes", recipes=_recipes(site, badges))
+    yield (
+        "recipes.html",
+        rendering.render("recipes.html", here="recipes", words=WORDS, recipes=_recipes(site, badges)),
+    )
     for name, badge in badges.items():
         yield f"badges/{name}.json", _json(badge.endpoint)
         yield f"badges/{name}.svg", rendering.render("badge.svg", badge=badge)
