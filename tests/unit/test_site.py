@@ -432,7 +432,9 @@ def test_a_chart_is_explained(committed: dict[str, str]) -> None:
 
 def test_why_a_cell_of_the_cpu_build_is_not_run_is_said_where_one_looks(committed: dict[str, str]) -> None:
     head = committed[ON_CPU][: committed[ON_CPU].index('<ol class="track"')]
-    assert "CPU build runs without a GPU, so its runs are not committed" in unescape(head)
+    assert "runs are not committed: <code>nox -s matrix</code> makes them.</p>" in head
+    # Once, and not again at each stage that the run would answer.
+    assert committed[ON_CPU].count("runs are not committed") == 2
 
 
 def test_what_was_executed_under_another_worker_is_stale(
@@ -461,8 +463,17 @@ def test_never_run_cells_are_there_and_have_no_page(tmp_path: Path) -> None:
     assert index.count('<span class="mark never">not run</span></td>') == len(site.cells)
     assert '"message": "not run"' in files["badges/lm-fp8.json"].decode()
     assert "not run in 0.10.2 and 0.13.0" in files["COMPATIBILITY.md"].decode()
+    # Those need a GPU.
+    assert "not committed" not in index + files["COMPATIBILITY.md"].decode()
     told = ET.fromstring(files["feed.xml"])  # noqa: S314
     assert told.find("{http://www.w3.org/2005/Atom}entry") is None
+
+
+def test_the_matrix_says_why_cells_of_the_cpu_build_are_not_run(tmp_path: Path) -> None:
+    files = files_of(gather(open_project(tmp_path, SEEING)))
+    said = "2 cells are not run because vLLM's CPU build needs no GPU: such runs are not committed, and "
+    assert f"{said}`nox -s matrix`" in files["COMPATIBILITY.md"].decode()
+    assert f"{said}<code>nox -s matrix</code>" in unescape(files["index.html"].decode())
 
 
 def test_a_name_in_a_record_leads_out_of_no_folder(hostile: Project) -> None:
