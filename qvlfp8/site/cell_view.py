@@ -302,8 +302,8 @@ def _facts(site: Site, cell: SiteCell, record: Record | None, view: StageView) -
     if checkpoint := record.made or record.measured.get("checkpoint_digest"):
         yield Value(name="checkpoint", text=line(str(checkpoint)))
     yield Value(name="engine", text=line(str(told.get("engine", "unknown"))))
-    if told.get("patches"):
-        yield _patches(told["patches"])
+    if patches := [one for one in told.get("patches") or () if isinstance(one, Mapping)]:
+        yield _patches(patches)
 
 
 def _patches(told: Sequence[Mapping[str, Any]]) -> Value:

@@ -254,6 +254,34 @@ def test_a_gpu_record_that_denies_its_own_key_is_not_compared(
     assert f"{where}: measured.options is not what its evidence key says" in said
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("load", "quickly", "measured.load: "),
+        ("answers", 7, "measured.answers: "),
+        ("speed", None, "measured: it raised nothing, and speed is none"),
+    ],
+)
+def test_each_command_that_reads_a_gpu_record_names_its_file_and_the_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object, named: str
+) -> None:
+    project = with_gpu_records(tmp_path)
+    path = tmp_path / "results/nvidia-h100/vllm-0.10.2/lm-fp8~modelopt-0.41.0~seeing.json"
+    record = json.loads(path.read_text())
+    record["measured"][field] = value
+    path.write_text(json.dumps(record))
+    asked = ["--matrix", str(project.matrix.path)]
+    for command in (
+        ["table", "--all"],
+        ["publish", "--out", str(tmp_path / "site")],
+        ["diff", str(tmp_path / "results"), str(project.store.root)],
+    ):
+        assert main([*command, *asked]) == 5, command
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{path}: not a record of a run: {named}" in said, command
+    assert not (tmp_path / "site").exists()
+
+
 def test_a_line_of_a_revision_is_named_by_the_revision(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
