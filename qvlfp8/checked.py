@@ -20,6 +20,8 @@ from qvlfp8.untrusted import Allowance, harmless, printable
 
 __all__ = ["check", "missing"]
 
+WANTING = "No answer yet: a file has to be added."
+
 _NAMED = 5
 """Most file names in a sentence."""
 
@@ -34,7 +36,8 @@ def check(source: str, vllm: str | None = None) -> dict[str, Any]:
     Returns:
         ``code``: the command's exit code. ``explained``: what ``--json`` prints, or None. ``summary``: the
         answer in a sentence. ``sections``: what the command prints. ``error``: ``problem`` and ``mend``, or
-        None. ``notes``: what to add, for an answer or for a fuller one.
+        None. ``notes``: what to add, for an answer or for a fuller one. ``wanting``: whether there is no
+        answer for want of a file alone, so that the notes say all that the error says.
     """
     found, error = _explained(source, vllm)
     if found is None:
@@ -42,17 +45,27 @@ def check(source: str, vllm: str | None = None) -> dict[str, Any]:
     else:
         error = explained.refusal(found, source)
         code = error.exit_code if error is not None else explained.WORKS if found.works else explained.NOT
+    wanting = found is None and error is not None and _is_of_an_absent_file(error, source)
     return {
         "source": source,
         "code": code,
         "explained": None if found is None else explained.as_json(found),
-        "summary": harmless(_summary(found, error, source)),
+        "wanting": wanting,
+        "summary": WANTING if wanting else harmless(_summary(found, error, source)),
         "sections": [] if found is None else [_shown(asdict(section)) for section in sections(found)],
         "error": None
         if error is None
         else {"problem": harmless(error.problem), "mend": harmless(error.mend or "")},
         "notes": [harmless(note) for note in missing(Path(source), found)],
     }
+
+
+def _is_of_an_absent_file(error: QvlError, source: str) -> bool:
+    if error.problem == f"{source}: there is no *.safetensors file":
+        return True
+    within, _, rest = error.problem.partition(f"{source}/")
+    name, cannot, _ = rest.partition(": cannot be read (")
+    return not within and bool(cannot) and not Path(source, name).exists()
 
 
 def _explained(source: str, vllm: str | None) -> tuple[Explanation | None, QvlError | None]:
@@ -82,13 +95,13 @@ def missing(folder: Path, found: Explanation | None) -> Iterator[str]:
     """Say which files are not there, and what each would tell; nothing of a folder that has them all."""
     names = {path.name for path in folder.iterdir()}
     if CONFIG not in names:
-        yield f"{CONFIG} is not there. Add it: nothing is known of a model without it."
+        yield f"Add {CONFIG}: nothing is known of a model without it."
     if INDEX in names:
         yield from _missing_shards(folder, names)
     elif not any(name.endswith(".safetensors") for name in names):
         yield (
-            "There is no .safetensors file. Configurations say what was meant, not what was stored: nothing"
-            " is said without tensors. Add the weights; only their headers and scales are read."
+            f"Add the .safetensors file, or {INDEX} and every file that it names: only headers and scales are"
+            " read of them. Configurations say what was meant, and nothing of what was stored."
         )
     if found is not None and (companions := found.described.description.missing_files):
         yield (
@@ -106,8 +119,8 @@ def _missing_shards(folder: Path, names: Collection[str]) -> Iterator[str]:
     shards = {name for name in held.values() if isinstance(name, str)} if isinstance(held, dict) else set()
     if absent := sorted(shards.difference(names)):
         yield (
-            f"{INDEX} gives the names of {len(held or ())} tensors, and neither types nor shapes. Of the"
-            f" {len(shards)} files that it names, add {_some(absent)}; only headers and scales are read."
+            f"Add {_some(absent)}, of the {len(shards)} files that {INDEX} names: only headers and scales are"
+            f" read. The index has the names of {len(held or ())} tensors, and neither types nor shapes."
         )
 
 

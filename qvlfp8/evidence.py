@@ -8,15 +8,21 @@ not found, and never shown as current. What needs no GPU is kept beside them (:m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from qvlfp8.errors import FileFormatError
 from qvlfp8.kept import KEPT, KeptRecords
 from qvlfp8.plan import Step
 from qvlfp8.results import Record
+<<<<<<< HEAD
 from qvlfp8.seen_files import SeenFiles
+=======
+from qvlfp8.run_measured import fault_of, first_fault
+>>>>>>> site
 
 
 class Evidence:
@@ -56,10 +62,7 @@ class Evidence:
         path = next((paths[key] for key in step.evidence if key in paths), None)
         if path is None:
             return None
-        record = self._read(path)
-        if name := _contradiction(record, step):
-            raise FileFormatError(f"{path}: {name} is not what its evidence key says", mend="make it anew")
-        return record
+        return _held(path, self._read(path), step)
 
     def older(self, step: Step) -> Record | None:
         """The newest record of that stage and subject that no longer stands for it; None if there is none.
@@ -76,14 +79,20 @@ class Evidence:
             return None
         return max(others, key=lambda record: record.started, default=None)
 
-    def records(self) -> Iterator[tuple[Path, Record]]:
+    def records(self, steps: Iterable[Step] = ()) -> Iterator[tuple[Path, Record]]:
         """Every file and its record, in the order of their names.
 
+        Args:
+            steps: those that records may stand for; a record with the key of one is held against it.
+
         Raises:
-            FileFormatError: a file is no record.
+            FileFormatError: a file is no record, or says in one place what it denies in another.
         """
+        asked = {key: step for step in steps if step.stage not in KEPT for key in step.evidence}
         for path in self._paths():
-            yield path, self._read(path)
+            record = self._read(path)
+            step = asked.get(record.evidence or "")
+            yield path, _held(path, record, step) if step else record
 
     def _paths(self) -> list[Path]:
         return sorted(self.root.glob("*/*/*.json"))
@@ -100,6 +109,7 @@ class Evidence:
 
     def _read(self, path: Path) -> Record:
         try:
+<<<<<<< HEAD
             record = self._seen.read(str(path))
         except ValueError as error:
             first = str(error).splitlines()[0]
@@ -110,6 +120,15 @@ class Evidence:
                     raise FileFormatError(
                         f"{path}: not a record: a run that measured no {name}", mend="make it anew"
                     )
+=======
+            record = Record.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise FileFormatError(f"{path}: not a record: {first_fault(error)}", mend=_ANEW) from None
+        except OSError as error:
+            raise FileFormatError(f"{path}: cannot be read: {error.strerror}", mend=_ANEW) from None
+        if record.stage == "generate" and record.status == "pass" and (fault := fault_of(record.measured)):
+            raise FileFormatError(f"{path}: not a record of a run: {fault}", mend=_ANEW)
+>>>>>>> site
         return record
 
     def add(self, record: Record) -> Path:
@@ -142,6 +161,13 @@ class Evidence:
         return found
 
 
+def _held(path: Path, record: Record, step: Step) -> Record:
+    """The record, once it is sure that it says nothing else than its key."""
+    if name := _contradiction(record, step):
+        raise FileFormatError(f"{path}: {name} is not what its evidence key says", mend=_ANEW)
+    return record
+
+
 def _contradiction(record: Record, step: Step) -> str | None:
     """What of a record is another step's, or None: the key alone proves nothing of the rest."""
     said: dict[str, tuple[object, object]] = {
@@ -158,7 +184,5 @@ def _contradiction(record: Record, step: Step) -> str | None:
     return next((name for name, (one, other) in said.items() if one != other), None)
 
 
-_OF_A_RUN = ("answers", "fidelity", "load", "options", "speed")
-"""What every run of vLLM measures, though it may be nothing."""
-
+_ANEW = "restore the file, or make it anew"
 _KEY = re.compile(rb'"evidence":\s*"([0-9a-f]{64})"')

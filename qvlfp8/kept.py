@@ -202,9 +202,9 @@ def _judged(where: str, line: Line) -> Verdict:
         return Verdict(status="fail", findings=line.refused)
     try:
         return judge(line.stage, {"outcome": "done", "measured": line.measured}, Exit(code=0), 0.0)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
-            f"{where}: what it measured lacks something: {error!r}", mend=_KEEP_AGAIN
+            f"{where}: what it measured lacks something, or is of another type: {error!r}", mend=_KEEP_AGAIN
         ) from None
 
 

@@ -37,7 +37,7 @@ from qvlfp8.environments import (
     QuantizeEnvironment,
     ServeEnvironment,
 )
-from qvlfp8.finding_kinds import KINDS
+from qvlfp8.known_findings import KNOWN
 from qvlfp8.recipe import Recipe, Sentence, read_recipes
 from qvlfp8.resources import STAGES, ResourceRow
 from qvlfp8.scoring import Bounds
@@ -282,7 +282,7 @@ def _check_expectations(document: Document, matrix: Matrix) -> None:
     for index, expectation in enumerate(matrix.file.expectations):
         where = ("expectations", index)
         for stage, finding in expectation.shows.items():
-            if finding not in KINDS and stage != "quantize":
+            if finding not in KNOWN:
                 raise document.error((*where, "shows", stage), "no such finding", mend=_closest(finding))
             if expectation.vllm is not None and stage in OF_CHECKPOINT:
                 raise document.error((*where, "vllm"), f"{stage} knows no vLLM", mend="remove the key")
@@ -328,5 +328,5 @@ def _check_resources(document: Document, matrix: Matrix) -> None:
 
 
 def _closest(finding: str) -> str:
-    close = difflib.get_close_matches(finding, KINDS, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(sorted(KINDS))}"
+    close = difflib.get_close_matches(finding, KNOWN, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(sorted(KNOWN))}"

@@ -22,6 +22,9 @@ MOST_BODY = 60_000
 
 _MOST_BECAUSE = 600
 
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9.:-]{1,200}(?:/[A-Za-z0-9._~/%+=&?#:,-]{0,1000})?")
+"""Without what ends a link of Markdown, or begins something else in it."""
+
 
 class _Printed(BaseModel):
     """Part of what `qvlfp8 diff --json` prints; it may print more than is read here."""
@@ -91,8 +94,13 @@ def compose(diff: Diff, *, run: str) -> Issue:
         run: address of the run that found them.
 
     Raises:
-        UsageError: nothing regressed.
+        UsageError: nothing regressed, or ``run`` is no address.
     """
+    if not _ADDRESS.fullmatch(run):
+        raise UsageError(
+            f"--run {run!r}: not the address of a web page",
+            mend="name it as https://HOST/PATH, without spaces",
+        )
     worse = [change for change in diff.changes if change.kind == "regressed"]
     if not worse:
         raise UsageError("nothing regressed, so there is no issue", mend="ask only after `diff` ended with 1")

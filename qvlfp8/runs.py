@@ -15,7 +15,7 @@ from typing import cast
 
 from qvlfp8 import revision
 from qvlfp8.cells import Stage
-from qvlfp8.errors import QvlError, UsageError
+from qvlfp8.errors import FileFormatError, QvlError, UsageError
 from qvlfp8.evidence import Evidence
 from qvlfp8.history import Ended, Key, Outcome
 from qvlfp8.kept import KEPT
@@ -59,30 +59,38 @@ def read_run(name: str, project: Project) -> Run:
             )
         return Run(name=name, outcomes=_outcomes(records, _by_digest(project, records), project))
     if _is_folder(folder):
-        records = list(_committed(folder))
+        plan = _plan(project)
+        records = list(_committed(folder, plan))
         if not records:
             raise UsageError(
                 f"{name}: neither a store nor a results folder",
                 mend="name a folder with `steps/` in it, a results/ folder, or a git revision",
             )
-        return Run(name=name, outcomes=_outcomes(records, _by_key(project), project))
+        return Run(name=name, outcomes=_outcomes(records, _by_key(plan), project))
     with TemporaryDirectory(prefix="qvlfp8-") as place:
         root = Path(place)
         revision.extract(name, project.matrix.path.parent, root)
-        records = list(_committed(root / "results"))
+        of_then: Plan | None = None
         note = ""
         try:
-            why = _by_key(Project.open(root / "matrix.yaml"))
+            of_then = _plan(Project.open(root / "matrix.yaml"))
         except QvlError as error:
             problem = error.problem.replace(f"{root}/", "")
             note = f"{name}: nothing of it is called stale, for its plan cannot be made today: {problem}"
-            why = _always_current
+        why = _by_key(of_then) if of_then else _always_current
+        try:
+            records = list(_committed(root / "results", of_then))
+        except FileFormatError as error:
+            # The file lies in git's objects; where it was unpacked is gone with this block.
+            raise FileFormatError(error.problem.replace(f"{root}/", f"{name}:"), mend=error.mend) from None
         return Run(name=name, outcomes=_outcomes(records, why, project), note=note)
 
 
-def _committed(root: Path) -> Iterator[Record]:
+def _committed(root: Path, plan: Plan | None) -> Iterator[Record]:
+    """The records of a results folder, each held against the step of the plan whose key it has."""
     evidence = Evidence(root)
-    yield from (record for _, record in evidence.records() if record.stage == "generate")
+    steps = plan.steps.values() if plan else ()
+    yield from (record for _, record in evidence.records(steps) if record.stage == "generate")
     yield from evidence.kept.records()
 
 
@@ -109,9 +117,8 @@ def _by_digest(project: Project, records: Iterable[Record]) -> Why:
     return why
 
 
-def _by_key(project: Project) -> Why:
+def _by_key(plan: Plan) -> Why:
     """For committed records, which are found by what was asked."""
-    plan = _plan(project)
     keys = {key for step in plan.steps.values() for key in step.evidence}
     steps = _steps(plan)
 

@@ -24,6 +24,9 @@ Model = TypeVar("Model", bound=BaseModel)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_BOM = "\ufeff"
+
+
 class Strict(BaseModel):
     """Base of everything that is read from a file: immutable, and an unknown key is an error."""
 
@@ -45,7 +48,10 @@ class Document:
         self._lines: dict[Location, int] = {}
         self._spans: dict[Location, tuple[int, int]] = {}
         self._keys: dict[Location, int] = {}
-        loader = _Loader(text)
+        # Editors on Windows write a byte order mark: parsers disagree on whether it counts as a character.
+        plain = text.removeprefix(_BOM)
+        self._before = len(text) - len(plain)
+        loader = _Loader(plain)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -81,14 +87,14 @@ class Document:
 
     def _walk(self, node: yaml.Node, location: Location) -> int:
         """Note where a node and what is in it stand; returns where its own text ends."""
-        end: int = node.end_mark.index
+        start, end = self._place(node.start_mark), self._place(node.end_mark)
         self._lines.setdefault(location, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
                 here = (*location, str(key.value))
                 self._lines[here] = key.start_mark.line + 1
-                self._keys[here] = key.end_mark.index
+                self._keys[here] = self._place(key.end_mark)
                 if key.value in seen:
                     raise self.error(here, "the key stands twice", mend="keep one of the two")
                 seen.add(key.value)
@@ -99,9 +105,12 @@ class Document:
                 last = self._walk(value, (*location, index))
                 end = end if node.flow_style else last
         # What ends with a line, such as a folded text, ends where its last word does.
-        end = node.start_mark.index + len(self.text[node.start_mark.index : end].rstrip())
-        self._spans[location] = (node.start_mark.index, end)
+        end = start + len(self.text[start:end].rstrip())
+        self._spans[location] = (start, end)
         return end
+
+    def _place(self, mark: yaml.Mark) -> int:
+        return mark.index + self._before
 
     def span(self, location: Location) -> tuple[int, int]:
         """Where in ``text`` a value starts and ends, in characters.

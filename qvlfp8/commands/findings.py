@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8.errors import UsageError
-from qvlfp8.finding_kinds import KINDS
+from qvlfp8.known_findings import KNOWN
 from qvlfp8.signs import signs_of
 
 
@@ -53,14 +53,14 @@ def show_findings(matrix: Path, store: Path | None, name: str | None, *, as_json
     if name is None:
         _show_list(as_json=as_json)
         return
-    if name not in KINDS:
+    if name not in KNOWN:
         raise UsageError(f"no finding {name!r}", mend=_nearest(name))
     shown = _shown(matrix, store, name)
     if as_json:
         records = shown.as_json() if shown else None
         print(json_text({"version": 1, **kind_json(name), "records": records}))
         return
-    kind = KINDS[name]
+    kind = KNOWN[name]
     print(f"{name} ({kind.severity})")
     show_kind(name)
     if shown is None:
@@ -79,23 +79,23 @@ def show_findings(matrix: Path, store: Path | None, name: str | None, *, as_json
 
 
 def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name.lower(), KINDS, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), KNOWN, n=3, cutoff=0.5)
     listed = "`qvlfp8 findings` lists them all"
     return f"did you mean {' or '.join(close)}? {listed}" if close else listed
 
 
 def _show_list(*, as_json: bool) -> None:
     if as_json:
-        print(json_text({"version": 1, "findings": [kind_json(name) for name in KINDS]}))
+        print(json_text({"version": 1, "findings": [kind_json(name) for name in KNOWN]}))
         return
-    width = max(map(len, KINDS))
-    for name, kind in KINDS.items():
+    width = max(map(len, KNOWN))
+    for name, kind in KNOWN.items():
         print(f"{name:{width}}  {kind.severity:5}  {kind.meaning}")
 
 
 def show_kind(name: str) -> None:
     """Print what a finding means and how it is mended."""
-    kind = KINDS[name]
+    kind = KNOWN[name]
     print(f"  meaning  {kind.meaning}")
     print(f"  mend     {kind.mend}")
     if command := signs_of(name).command:
@@ -106,7 +106,7 @@ def show_kind(name: str) -> None:
 
 def kind_json(name: str) -> dict[str, Any]:
     """A finding, for ``--json``."""
-    kind = KINDS[name]
+    kind = KNOWN[name]
     return {
         "id": name,
         "severity": kind.severity,

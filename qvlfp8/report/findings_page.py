@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from packaging.version import Version
 
-from qvlfp8.finding_kinds import KINDS
+from qvlfp8.known_findings import KNOWN
 from qvlfp8.observed import named_version, observed
 from qvlfp8.project import Project
 from qvlfp8.signs import signs_of
@@ -32,17 +32,36 @@ def page(project: Project) -> str:
         QvlError: a lock or a committed record is not valid.
     """
     seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for version, stage, _, found in observed(project, committed_only=True):
+    alone: dict[str, dict[str, set[tuple[str, ...]]]] = defaultdict(lambda: defaultdict(set))
+    for version, stage, key, found in observed(project, committed_only=True):
         for name in found:
-            if version is not None:
+            if version is None:
+                alone[name][stage].add(key)
+            else:
                 seen[name][stage].add(version)
     order = {named_version(e): Version(e.vllm) for e in project.matrix.file.serve}
-    sections = ["\n".join(_section(name, seen.get(name, {}), order)) for name in KINDS]
+    sections = []
+    for name in KNOWN:
+        places = [*_alone(alone.get(name, {})), *_in_vllm(seen.get(name, {}), order)]
+        sections.append("\n".join(_section(name, places)))
     return "\n\n".join([_HEAD.rstrip(), *sections]) + "\n"
 
 
-def _section(name: str, seen: Mapping[str, set[str]], order: Mapping[str, Version]) -> Iterator[str]:
-    kind, signs = KINDS[name], signs_of(name)
+def _alone(seen: Mapping[str, set[tuple[str, ...]]]) -> Iterator[str]:
+    """Where a checkpoint, or what should make it, shows it whatever serves it."""
+    for stage, keys in seen.items():
+        what = ("lock" if stage == "resolve" else "record") + ("" if len(keys) == 1 else "s")
+        yield f"- **Seen in** {len(keys)} {what} at `{stage}`, whatever vLLM serves it"
+
+
+def _in_vllm(seen: Mapping[str, set[str]], order: Mapping[str, Version]) -> Iterator[str]:
+    for stage, versions in seen.items():
+        listed = ", ".join(sorted(versions, key=lambda version: (order[version], version)))
+        yield f"- **Seen in** vLLM {listed}, at `{stage}`"
+
+
+def _section(name: str, places: Iterable[str]) -> Iterator[str]:
+    kind, signs = KNOWN[name], signs_of(name)
     yield f"## `{name}`"
     yield ""
     yield f"*{kind.severity}* - {_plain(kind.meaning)}."
@@ -50,9 +69,7 @@ def _section(name: str, seen: Mapping[str, set[str]], order: Mapping[str, Versio
     yield f"- **Mend:** {_plain(kind.mend)}."
     if signs.command:
         yield f"- **Command:** `{signs.command}`"
-    for stage, versions in seen.items():
-        listed = ", ".join(sorted(versions, key=lambda version: (order[version], version)))
-        yield f"- **Seen in** vLLM {listed}, at `{stage}`"
+    yield from places
     for link in signs.links:
         yield f"- **Upstream:** <{link}>"
     for signature in signs.signatures:

@@ -15,8 +15,10 @@ from qvlfp8.results import Record, Status
 from qvlfp8.site import chart
 from qvlfp8.site.data import Site, SiteCell, record_name
 from qvlfp8.site.matrix_view import producer
-from qvlfp8.site.measured import Value, values_of
+from qvlfp8.site.measured import Table, Value, values_of
+from qvlfp8.site.mends import Mends, mends_of
 from qvlfp8.site.untrusted import line, plain
+from qvlfp8.worker.vllm_patches import PATCHES
 
 __all__ = [
     "Answer",
@@ -119,6 +121,11 @@ class CellPage:
     baseline: str | None
     """File name of the unquantized model's record."""
     repeat: str
+    mends: Mends
+    kv_cache: str
+    """What type vLLM kept keys and values in; empty where it was not run."""
+    because: str
+    """Of a cell that was not run: why not."""
 
 
 def make_page(
@@ -151,7 +158,29 @@ def make_page(
         neighbours=tuple(one for one in row if one.executed),
         baseline=record_name(cell.baseline) if cell.baseline else None,
         repeat=f"nox -s matrix -- --only '{cell.cell.id}'",
+        mends=mends_of(cell),
+        kv_cache=_kv_cache(cell.records["load"]) if "load" in cell.records else "",
+        because=_why_not(cell),
     )
+
+
+def _why_not(cell: SiteCell) -> str:
+    if cell.outcome not in {"never", "blocked"}:
+        return ""
+    view = next((view for view in cell.view.stages if view.status == "not run"), cell.view.decisive)
+    return line(view.because)
+
+
+def _kv_cache(record: Record) -> str:
+    """In which type a run kept keys and values: what was asked for, and what vLLM says that it took."""
+    asked = (record.measured.get("options") or {}).get("kv_cache_dtype")
+    took = (record.measured.get("load") or {}).get("kv_cache_dtype")
+    if asked is None:
+        return ""
+    if took is None:
+        return line(f"asked for: {asked}; what vLLM took is not on record")
+    kind = "FP8" if str(took).startswith("fp8") else "as the model computes" if took == "auto" else "other"
+    return line(f"{kind} ({took}); asked for: {asked}")
 
 
 def questions_shown(cell: SiteCell, exam: str) -> tuple[proof.Shown, ...]:
@@ -286,6 +315,21 @@ def _facts(site: Site, cell: SiteCell, record: Record | None, view: StageView) -
     if checkpoint := record.made or record.measured.get("checkpoint_digest"):
         yield Value(name="checkpoint", text=line(str(checkpoint)))
     yield Value(name="engine", text=line(str(told.get("engine", "unknown"))))
+    if patches := [one for one in told.get("patches") or () if isinstance(one, Mapping)]:
+        yield _patches(patches)
+
+
+def _patches(told: Sequence[Mapping[str, Any]]) -> Value:
+    """What was changed in that vLLM so that it ran there; kept records have the names alone."""
+    why = {patch.id: patch.why for patch in PATCHES}
+    rows = [
+        (line(name, 80), line(str(patch.get("why") or why.get(name, ""))))
+        for patch in told
+        if (name := str(patch.get("id", "")))
+    ]
+    return Value(
+        name="changed in vLLM for it to run there", table=Table(columns=("patch", "why"), rows=tuple(rows))
+    )
 
 
 def _hardware(record: Record) -> str:

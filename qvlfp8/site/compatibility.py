@@ -30,6 +30,8 @@ def _lines(matrix: Matrix) -> Iterator[str]:
     yield "|---|---|---|"
     for one in matrix.legend:
         yield f"| {one.word} | {one.cells} | {one.meaning} |"
+    if matrix.why_uncommitted:
+        yield f"\n{matrix.why_uncommitted}"
     yield "\n## What sees, by vLLM\n"
     yield "Each recipe that was seen to, by the newest producer with which it was; run in eager mode.\n"
     yield "| vLLM | recipes |"

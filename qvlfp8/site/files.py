@@ -16,7 +16,11 @@ from qvlfp8.report.recipes_page import row as recipe_row
 from qvlfp8.results import Record
 from qvlfp8.site import api, compatibility, feed, rendering
 from qvlfp8.site.badges import Badge, badge_of
+<<<<<<< HEAD
 from qvlfp8.site.cell_view import CellPage, ExamShown, Execution, make_page
+=======
+from qvlfp8.site.cell_view import CellPage, ExamShown, make_page
+>>>>>>> site
 from qvlfp8.site.data import Site, record_name
 from qvlfp8.site.finding_view import FindingPage, make_pages
 from qvlfp8.site.matrix_view import Matrix, Row, lay_out, producer
@@ -24,7 +28,7 @@ from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import MEANINGS, WORDS
 from qvlfp8.site.untrusted import without_paths
 
-__all__ = ["site_files"]
+__all__ = ["cell_text", "site_files"]
 
 
 def site_files(
@@ -40,7 +44,7 @@ def site_files(
     """
     matrix = lay_out(site)
     findings = make_pages(site, matrix.columns)
-    badges = {name: badge_of(name, site.cells) for name in site.project.matrix.recipes}
+    badges = {name: badge_of(name, site.cells, matrix.columns) for name in site.project.matrix.recipes}
     for path, text in _texts(site, matrix, findings, badges, exam, base=base, schema=schema):
         yield path, text.encode()
     yield from rendering.assets()
@@ -65,7 +69,10 @@ def _texts(
     for page in findings:
         text = rendering.render("finding.html", root="../", here="findings", page=page, words=WORDS)
         yield f"findings/{slug(page.name)}.html", text
-    yield "recipes.html", rendering.render("recipes.html", here="recipes", recipes=_recipes(site, badges))
+    yield (
+        "recipes.html",
+        rendering.render("recipes.html", here="recipes", words=WORDS, recipes=_recipes(site, badges)),
+    )
     for name, badge in badges.items():
         yield f"badges/{name}.json", _json(badge.endpoint)
         yield f"badges/{name}.svg", rendering.render("badge.svg", badge=badge)
@@ -92,6 +99,7 @@ _FILES = (
 def _cells(site: Site, matrix: Matrix, exam: ExamShown) -> Iterator[tuple[str, str]]:
     """A page for each cell of which something was executed."""
     for group in matrix.groups:
+<<<<<<< HEAD
         for rows in _by_checkpoint(group.rows):
             # Its cells, however they were run, have in common what is the checkpoint's alone.
             alone: dict[Stage, Execution] = {}
@@ -125,12 +133,26 @@ class _Sections:
 
 
 def _cell(page: CellPage, sections: _Sections) -> str:
+=======
+        for row in group.rows:
+            line = [cell for cell in row.cells if cell is not None]
+            for cell in line:
+                if cell.page is not None:
+                    yield cell.page, cell_text(make_page(site, cell, line, exam))
+
+
+def cell_text(page: CellPage) -> str:
+    """A cell's page as HTML."""
+>>>>>>> site
     return rendering.render(
         "cell.html",
         root="../",
         here="matrix",
         page=page,
+<<<<<<< HEAD
         section=sections,
+=======
+>>>>>>> site
         words=WORDS,
         meanings=MEANINGS,
         record_name=record_name,

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qvlfp8.cells import OF_CHECKPOINT, STAGES, Stage
-from qvlfp8.finding_kinds import KINDS, Kind
+from qvlfp8.finding_kinds import Kind
+from qvlfp8.known_findings import KNOWN
 from qvlfp8.observed import named_version
 from qvlfp8.signs import Signs, signs_of
 from qvlfp8.site.data import Site, SiteCell
@@ -43,16 +44,16 @@ def make_pages(site: Site, columns: Sequence[str]) -> tuple[FindingPage, ...]:
 
 
 def _names(site: Site) -> list[str]:
-    """The registry's, and what recipes refuse with, which is not in it."""
+    """The known ones, and what records of another version of this project show besides."""
     shown = {name for cell in site.cells for name in cell.shown}
-    return [*KINDS, *sorted(shown - set(KINDS))]
+    return [*KNOWN, *sorted(shown - set(KNOWN))]
 
 
 def _page(site: Site, name: str, columns: Sequence[str]) -> FindingPage:
     cells = tuple(cell for cell in site.cells if name in cell.shown)
     return FindingPage(
         name=name,
-        kind=KINDS.get(name)
+        kind=KNOWN.get(name)
         or Kind(severity="fail", meaning="see what the cells below say", mend="see there"),
         signs=signs_of(name),
         seen=tuple(_seen(site, name, cells, columns)),

@@ -101,7 +101,20 @@ class Matrix:
     run: int
     """Cells of which vLLM was run."""
     earlier: int
+    uncommitted: int
+    """Cells of vLLM's CPU build that were not run here: their runs are not committed."""
     seeing: tuple[Seeing, ...]
+
+    @property
+    def why_uncommitted(self) -> str:
+        """Why cells of vLLM's CPU build are not run, in a sentence; empty where none is."""
+        if not self.uncommitted:
+            return ""
+        cells = "1 cell is" if self.uncommitted == 1 else f"{self.uncommitted:,} cells are"
+        return (
+            f"{cells} not run because vLLM's CPU build needs no GPU: such runs are not committed, and "
+            "`nox -s matrix` makes them on your machine."
+        )
 
     @cached_property
     def _places(self) -> Mapping[str, Mapping[str, int]]:
@@ -147,6 +160,7 @@ def lay_out(site: Site) -> Matrix:
         executed=sum(cell.executed for cell in site.cells),
         run=sum(bool(cell.hardware) for cell in site.cells),
         earlier=sum(cell.earlier for cell in site.cells),
+        uncommitted=sum(cell.outcome == "never" and cell.cell.serve.device == "cpu" for cell in site.cells),
         seeing=tuple(_seeing(site.cells, ordered)),
     )
 

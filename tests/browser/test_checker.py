@@ -279,7 +279,11 @@ def test_files_add_up_to_an_answer(checker: Checker, tmp_path: Path) -> None:
     checker.page.click("#clear", force=True)
     checker.drop(folder / CONFIG)
     assert checker.code == 3
-    assert any("There is no .safetensors file" in note for note in checker.notes)
+    assert checker.notes == [checker.page.inner_text("#result .notes").strip()]
+    assert checker.notes[0].startswith("Add the .safetensors file, or model.safetensors.index.json")
+    assert checker.state == "No answer yet: a file has to be added."
+    # Said once: the command's own words are folded away.
+    assert not checker.page.locator("#result .problem p").first.is_visible()
     checker.drop(folder / INDEX)
     assert any("neither types nor shapes" in note for note in checker.notes)
     checker.drop(*sorted(folder.glob("*.safetensors")))

@@ -75,10 +75,13 @@ def test_versions_can_be_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gone", "said"),
     [
-        ([CONFIG], "config.json is not there"),
-        (["b.safetensors"], "Of the 2 files that it names, add b.safetensors;"),
+        ([CONFIG], "Add config.json: "),
+        (["b.safetensors"], "Add b.safetensors, of the 2 files that model.safetensors.index.json names: "),
         (["a.safetensors", "b.safetensors"], "neither types nor shapes"),
-        (["a.safetensors", "b.safetensors", INDEX], "Configurations say what was meant, not what was stored"),
+        (
+            ["a.safetensors", "b.safetensors", INDEX],
+            "Add the .safetensors file, or model.safetensors.index.json",
+        ),
         (["tokenizer.json", "preprocessor_config.json"], "tokenizer.json, preprocessor_config.json"),
     ],
 )
@@ -88,6 +91,48 @@ def test_what_to_add_is_said(gone: list[str], said: str, tmp_path: Path) -> None
         (folder / name).unlink()
     notes = check(str(folder))["notes"]
     assert any(said in note for note in notes), notes
+
+
+WEIGHTS_OF_TWO = ("a.safetensors", "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("gone", "first"),
+    [
+        ((*WEIGHTS_OF_TWO, INDEX), "Add the .safetensors file, or model.safetensors.index.json "),
+        (WEIGHTS_OF_TWO, "Add a.safetensors, b.safetensors, of the 2 files that "),
+        ((CONFIG, *WEIGHTS_OF_TWO, INDEX), "Add config.json: "),
+        ((CONFIG,), "Add config.json: "),
+    ],
+)
+def test_for_want_of_a_file_alone_the_answer_is_what_to_add(
+    gone: tuple[str, ...], first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sharded(tmp_path / "a")
+    for name in gone:
+        (folder / name).unlink()
+    monkeypatch.chdir(tmp_path)
+    found = check("a")
+    assert found["wanting"]
+    assert found["summary"] == "No answer yet: a file has to be added."
+    assert found["notes"][0].startswith(first)
+    said = qvlfp8("explain", "a", cwd=tmp_path)
+    assert found["code"] == said.returncode == 3
+    assert said.stderr == f"error: {found['error']['problem']}\n  mend: {found['error']['mend']}\n"
+
+
+def test_what_is_wrong_besides_is_not_hidden_behind_what_to_add(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "a")
+    for name in WEIGHTS_OF_TWO:
+        (folder / name).unlink()
+    (folder / "a.safetensors").write_bytes(b"no header")
+    assert not check(str(folder))["wanting"]
+    (folder / "a.safetensors").unlink()
+    (folder / INDEX).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    found = check(str(folder))
+    assert not found["wanting"]
+    assert "pickle" in found["summary"]
 
 
 def test_what_a_file_brings_cannot_act(tmp_path: Path) -> None:

@@ -190,9 +190,9 @@ def test_a_folder_that_is_in_no_repository_has_no_revision(
     assert "git" in capsys.readouterr().err
 
 
-def test_a_run_on_a_gpu_is_compared_with_its_like(tmp_path: Path) -> None:
-    """Of two accelerators each has its own outcome, held against its own unquantized model's."""
-    project = open_project(tmp_path, SEEING)
+def with_gpu_records(root: Path) -> Project:
+    """A project with records of one cell and its unquantized model on two GPUs: it sees on one of them."""
+    project = open_project(root, SEEING)
     execute(project, Vllm(measured()))
     plan = project.plan(project.matrix.cells, project.locks(project.matrix.cells))
     cell = next(cell for cell in project.matrix.cells if cell.serve.id == GPU)
@@ -206,9 +206,17 @@ def test_a_run_on_a_gpu_is_compared_with_its_like(tmp_path: Path) -> None:
                 "host": host,
                 "read": {},
                 "evidence": step.evidence[0],
-                "measured": told,
+                "inputs": {"params": dict(step.params)},
+                "environment": {"vllm": "0.10.2"},
+                "measured": told | {"options": step.params["options"]},
             }
-            Evidence(tmp_path / "results").add(ran.model_copy(update=update))
+            Evidence(root / "results").add(ran.model_copy(update=update))
+    return project
+
+
+def test_a_run_on_a_gpu_is_compared_with_its_like(tmp_path: Path) -> None:
+    """Of two accelerators each has its own outcome, held against its own unquantized model's."""
+    project = with_gpu_records(tmp_path)
     found = read_run(str(tmp_path / "results"), Project.open(project.matrix.path)).outcomes
     images = {key.accelerator: outcome for key, outcome in found.items() if key.stage == "image"}
     assert {name: outcome.status for name, outcome in images.items()} == {
@@ -223,6 +231,69 @@ def test_a_run_on_a_gpu_is_compared_with_its_like(tmp_path: Path) -> None:
             )
     found = read_run(str(tmp_path / "results"), Project.open(project.matrix.path)).outcomes
     assert {key.accelerator for key, outcome in found.items() if outcome.stale} == {"NVIDIA H100"}
+
+
+@pytest.mark.parametrize("as_a_revision", [False, True])
+def test_a_gpu_record_that_denies_its_own_key_is_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], as_a_revision: bool
+) -> None:
+    project = with_gpu_records(tmp_path)
+    name = "results/nvidia-h200/vllm-0.10.2/lm-fp8~modelopt-0.41.0~seeing.json"
+    record = json.loads((tmp_path / name).read_text())
+    record["measured"]["options"] = {"door": "server"}
+    (tmp_path / name).write_text(json.dumps(record))
+    asked = str(tmp_path / "results")
+    if as_a_revision:
+        git(tmp_path, "init", "-q")
+        commit(tmp_path, "edited")
+        asked = "edited"
+    matrix = ["--matrix", str(project.matrix.path)]
+    assert main(["diff", asked, str(project.store.root), *matrix]) == 5
+    said = " ".join(capsys.readouterr().err.split())
+    where = f"edited:{name}" if as_a_revision else f"{tmp_path}/{name}"
+    assert f"{where}: measured.options is not what its evidence key says" in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("load", "quickly", "measured.load: "),
+        ("answers", 7, "measured.answers: "),
+        ("speed", None, "measured: it raised nothing, and speed is none"),
+    ],
+)
+def test_each_command_that_reads_a_gpu_record_names_its_file_and_the_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: object, named: str
+) -> None:
+    project = with_gpu_records(tmp_path)
+    path = tmp_path / "results/nvidia-h100/vllm-0.10.2/lm-fp8~modelopt-0.41.0~seeing.json"
+    record = json.loads(path.read_text())
+    record["measured"][field] = value
+    path.write_text(json.dumps(record))
+    asked = ["--matrix", str(project.matrix.path)]
+    for command in (
+        ["table", "--all"],
+        ["publish", "--out", str(tmp_path / "site")],
+        ["diff", str(tmp_path / "results"), str(project.store.root)],
+    ):
+        assert main([*command, *asked]) == 5, command
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{path}: not a record of a run: {named}" in said, command
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_line_of_a_revision_is_named_by_the_revision(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = bench.project.matrix.path.parent
+    (root / "results" / "loaders").mkdir(parents=True)
+    (root / "results" / "loaders" / "vllm-0.13.0.jsonl").write_text("{}\n[]\n")
+    git(root, "init", "-q")
+    commit(root, "broken")
+    matrix = ["--matrix", str(bench.project.matrix.path)]
+    assert main(["diff", "broken", str(bench.project.store.root), *matrix]) == 5
+    said = " ".join(capsys.readouterr().err.split())
+    assert "broken:results/loaders/vllm-0.13.0.jsonl:2: not a record" in said
 
 
 @pytest.mark.parametrize(

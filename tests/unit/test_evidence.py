@@ -19,7 +19,19 @@ ROOT = Path(__file__).parents[2]
 KEY = "a" * 64
 
 
-RUN: dict[str, Any] = dict.fromkeys(("answers", "fidelity", "load", "speed"))
+RUN: dict[str, Any] = {
+    "answers": [
+        {
+            "id": "sum/000", "task": "sum", "sight": False, "expected": "5", "answer": "5", "ids": [1],
+            "swapped_expected": None, "swapped_answer": None,
+        },
+    ],
+    "exam_digest": "e",
+    "fidelity": {"not_finite": 0, "mean_kl": 0.0, "p99_kl": 0.0, "top1_agreement": 1.0},
+    "load": {"exception": None, "seconds": 1.0, "memory_mb": None},
+    "log_marks": [],
+    "speed": {"output_tokens_per_second": 4.0},
+}  # fmt: skip
 
 
 def record(key: str = KEY, subject: str = "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0") -> Record:
@@ -85,16 +97,50 @@ def test_without_a_folder_there_is_none(tmp_path: Path) -> None:
 def test_what_is_no_record_is_named(tmp_path: Path) -> None:
     path = Evidence(tmp_path).add(record())
     path.write_text("{}")
-    with pytest.raises(FileFormatError, match=r"modelopt-0\.47\.0~seeing\.json: not a record"):
+    with pytest.raises(FileFormatError, match=r"modelopt-0\.47\.0~seeing\.json: not a record: stage: Field"):
         Evidence(tmp_path).record(step())
 
 
-@pytest.mark.parametrize("name", ["answers", "fidelity", "load", "options", "speed"])
+RAISED = {"type": "KeyError", "message": "x", "origin": "checkpoint", "stage": "load", "where": None}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"answers": 7}, "measured.answers: "),
+        ({"answers": [{**RUN["answers"][0], "swapped_answer": 3}]}, "measured.answers.0.swapped_answer: "),
+        ({"load": "quickly"}, "measured.load: "),
+        ({"load": {"seconds": 1.0}}, "measured.load.exception: Field required"),
+        ({"load": {"exception": RAISED | {"where": 4}}}, "measured.load.exception.where: "),
+        ({"fidelity": {**RUN["fidelity"], "mean_kl": "small"}}, "measured.fidelity.mean_kl: "),
+        ({"speed": [1]}, "measured.speed: "),
+        ({"speed": None}, "measured: it raised nothing, and speed is none"),
+        ({"options": None}, "measured.options: "),
+        ({"log_marks": {}}, "measured.log_marks: "),
+        ({"exam_digest": 5}, "measured.exam_digest: "),
+    ],
+)
+def test_a_field_of_another_type_is_named_with_its_file(
+    tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    Evidence(tmp_path).add(record().model_copy(update={"measured": RUN | PARAMS | changed}))
+    with pytest.raises(FileFormatError) as error:
+        Evidence(tmp_path).record(step())
+    assert f"seeing.json: not a record of a run: {named}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", [*RUN, "options"])
 def test_a_run_without_something_that_every_run_measures_is_no_record(tmp_path: Path, name: str) -> None:
     measured = {key: value for key, value in (RUN | PARAMS).items() if key != name}
     Evidence(tmp_path).add(record().model_copy(update={"measured": measured}))
-    with pytest.raises(FileFormatError, match=f"a run that measured no {name}"):
+    with pytest.raises(FileFormatError, match=rf"measured\.{name}: Field required"):
         Evidence(tmp_path).record(step())
+
+
+def test_a_run_that_vllm_refused_has_no_speed(tmp_path: Path) -> None:
+    measured = RUN | PARAMS | {"answers": [], "fidelity": None, "speed": None, "load": {"exception": RAISED}}
+    Evidence(tmp_path).add(record().model_copy(update={"measured": measured}))
+    assert Evidence(tmp_path).record(step()) is not None
 
 
 def test_each_vllm_is_spoken_for_by_one_accelerator(tmp_path: Path) -> None:

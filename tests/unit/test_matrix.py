@@ -6,8 +6,9 @@ import pytest
 
 from qvlfp8.cells import select
 from qvlfp8.errors import FileFormatError
-from qvlfp8.matrix import read_matrix
+from qvlfp8.matrix import parse_matrix, read_matrix
 from qvlfp8.recipe import find_recipe
+from qvlfp8.yamlfile import Document
 from tests.unit.factory import MATRIX, RECIPE, write_project
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,19 @@ def test_no_file_gives_a_traceback(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(FileFormatError, match=r"matrix\.yaml:\d+: "):
         read_matrix(path)
+
+
+def test_a_byte_order_mark_moves_nothing(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    plain = Document.read(path)
+    path.write_text(f"\ufeff{plain.text}", encoding="utf-8")
+    assert read_matrix(path).file == parse_matrix(plain).file
+    marked = Document.read(path)
+    for location in (("cells", 0, "recipes"), ("models", 0)):
+        start, end = marked.span(location)
+        assert marked.text[start:end] == plain.text[slice(*plain.span(location))]
+        assert marked.line(location) == plain.line(location)
+    assert marked.text[: marked.behind_key(("cells",))].endswith("cells:")
 
 
 def test_expectations_cover_by_glob_and_by_both_versions(tmp_path: Path) -> None:

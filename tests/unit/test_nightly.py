@@ -115,3 +115,22 @@ def test_what_is_no_regression_makes_no_issue(text: str, tmp_path: Path) -> None
         main(["nightly-issue", str(tmp_path / "none.json"), "--run", RUN, "--out", str(tmp_path / "o")]) == 2
     )
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "", "runs/1", "javascript:alert(1)", "https://example.org/1) [x](https://elsewhere.org",
+        "https://example.org/1\n# head", "https://example.org/<b>", "https://example.org/a b", f"{RUN}\n",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_no_link_of_an_issue(run: str, tmp_path: Path) -> None:
+    (tmp_path / "diff.json").write_text(printed(change()))
+    asked = ["nightly-issue", str(tmp_path / "diff.json"), "--run", run, "--out", str(tmp_path / "o")]
+    assert main(asked) == 2
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_address_of_a_run_on_github_is_one() -> None:
+    run = "https://github.example.org:8443/org/some_repo.x/actions/runs/1234567/attempts/2?pr=1#step:3:4"
+    assert f"[The nightly run]({run}) holds" in compose(read_diff(printed(change())), run=run).body

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -18,20 +19,24 @@ import pytest
 from qvlfp8.cells import STAGES, Cell, Stage
 from qvlfp8.commands.schema import schema_text
 from qvlfp8.errors import UsageError
+from qvlfp8.known_findings import KNOWN
 from qvlfp8.project import Project
 from qvlfp8.report.table import Cause, CellView, StageView
 from qvlfp8.results import Status
 from qvlfp8.scoring import Bounds
 from qvlfp8.site import chart, compatibility, rendering
-from qvlfp8.site.cell_view import ExamShown
+from qvlfp8.site.badges import COLOURS, badge_of
+from qvlfp8.site.cell_view import ExamShown, make_page
 from qvlfp8.site.data import Site, SiteCell, gather
-from qvlfp8.site.files import site_files
+from qvlfp8.site.files import cell_text, site_files
 from qvlfp8.site.matrix_view import lay_out
-from qvlfp8.site.outcome import ended_at, executed, furthest, outcome
+from qvlfp8.site.measured import values_of
+from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
 from qvlfp8.site.publishing import publish
 from qvlfp8.site.pyodide import PyodideError
 from qvlfp8.site.untrusted import excerpt, line, without_paths
 from qvlfp8.site.words import Ended, as_text, spans, versions_in_words
+from qvlfp8.worker.vllm_patches import PATCHES
 from tests.unit.factory import open_project
 from tests.unit.test_cli import fails, qvlfp8
 from tests.unit.test_generated import SEEING, Vllm, execute, measured
@@ -293,6 +298,145 @@ def test_marks_filters_and_pages_say_what_was_executed(hostile: Project) -> None
         assert part in page
 
 
+def test_what_was_measured_is_laid_out(cells: tuple[Cell, ...]) -> None:
+    casts = [{"tensor": f"t{n}", "from": "BF16", "to": "F8", "parameter": None} for n in range(20)]
+    found = {
+        value.name: value
+        for value in values_of(
+            "preflight",
+            {
+                "casts": casts,
+                "modules": {"vision": [0, 27], "language_model": [21, 21]},
+                "fp8_modules": {"vision": 3, "vision_total": 22},
+                "exclusions": ["lm_head", "visual*"],
+                "never_loaded": [f"visual.blocks.{n}.{part}" for n in range(5) for part in "abc"],
+                "exception": {"type": "KeyError", "message": HOSTILE, "tensor": None},
+                "deep": {"a": {"b": {"c": {"d": [1, {}]}}}},
+                "mixed": [1, [2]],
+                "answers": [1],
+                "truncated": [],
+                "empty": {"a": None},
+                "changed": 0.5,
+                "parameters": 1234567,
+            },
+        )
+    }
+    texts = {name: value.text for name, value in found.items() if value.text}
+    assert texts == {
+        "excluded from quantization": "lm_head, visual*", "empty": "nothing", "parameters": "1,234,567",
+        "answers that change with the picture": "50.0%",
+    }  # fmt: skip
+    parts = {name: {p.name: p.text for p in value.parts} for name, value in found.items() if value.parts}
+    assert parts["linear layers quantized"] == {"vision": "0 of 27", "language model": "21 of 21"}
+    assert parts["modules of vLLM's model in FP8"] == {"vision": "3 of 22"}
+    assert set(parts["exception"]) == {"type", "message"}
+    assert "\x1b" not in parts["exception"]["message"]
+    table = found["tensors that vLLM took in another type"].table
+    assert table is not None
+    assert (table.columns, table.rows[1], table.left_out) == (
+        ("tensor", "from", "to"), ("t1", "BF16", "F8"), 8,
+    )  # fmt: skip
+    assert found["parameters that got no tensor"].items == tuple(f"visual.blocks.{{0-4}}.{p}" for p in "abc")
+    # Only what is too deep for that is JSON.
+    assert {name for name, value in found.items() if value.raw} == {"mixed"}
+    (deep,) = found["deep"].parts[0].parts
+    assert json.loads(deep.parts[0].raw) == {"d": [1, {}]}
+    order = [value.wide for value in found.values()]
+    assert order == sorted(order)
+
+
+class _Unfolded(HTMLParser):
+    """The text of a page outside of what is folded away, of logs and of commands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = 0
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.depth += tag in {"details", "pre"}
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= tag in {"details", "pre"}
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self.depth else data
+
+
+def of_committed_records(*ids: str) -> dict[str, str]:
+    """Pages of cells as the committed records make them, by id."""
+    project = Project.open(ROOT / "matrix.yaml", ROOT / "no-store")
+    site = gather(project)
+    found = {}
+    for group in lay_out(site).groups:
+        for row in group.rows:
+            line = [cell for cell in row.cells if cell is not None]
+            for cell in line:
+                if cell.cell.id in ids:
+                    page = make_page(site, cell, line, ExamShown())
+                    found[cell.cell.id] = cell_text(page)
+    return found
+
+
+BLIND = "lm-fp8/modelopt-0.41.0/seeing-untied/vllm-0.10.2"
+SEES = "lm-fp8/modelopt-0.41.0/seeing-untied/vllm-0.26.0"
+NAIVE = "vlm-fp8-naive/modelopt-0.41.0/seeing-untied/vllm-0.24.0"
+ON_CPU = "lm-fp8/modelopt-0.47.0/seeing-untied/vllm-0.32.0-cpu"
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, str]:
+    found = of_committed_records(BLIND, SEES, NAIVE, ON_CPU)
+    assert len(found) == 4
+    return found
+
+
+def test_no_page_shows_json(committed: dict[str, str]) -> None:
+    for name, text in committed.items():
+        told = _Unfolded()
+        told.feed(text)
+        assert not re.search(r"[{\[]['\"]|None\b|\bnull\b", told.text), name
+
+
+def test_a_mend_stands_near_the_headline_of_what_fails(committed: dict[str, str]) -> None:
+    for name, command in (
+        (BLIND, "qvlfp8 repair IN OUT"),
+        (NAIVE, "qvlfp8 repair IN OUT --without-kv-cache"),
+    ):
+        text = committed[name]
+        head = text[text.index("<h1>") : text.index('<ol class="track"')]
+        assert f"<code>{command}</code>" in head
+    head = committed[BLIND][: committed[BLIND].index('<ol class="track"')]
+    assert KNOWN["vision-exclusion-ignored"].mend.split('"')[0] in head
+    assert 'findings/vision-exclusion-ignored.html"' in head
+    assert "How to mend it" not in committed[SEES]
+
+
+def test_a_run_says_its_kv_cache_and_what_was_changed_in_vllm(committed: dict[str, str]) -> None:
+    assert "as the model computes (auto); asked for: auto" in committed[BLIND]
+    assert "FP8 (fp8_e4m3); asked for: auto" in committed[SEES]
+    for name in (BLIND, SEES):
+        assert "vLLM imports itself a second time in a subprocess" in committed[name]
+    # Committed records of loaders have the names of patches alone; why there is each, the site knows.
+    preflight = committed[BLIND][
+        committed[BLIND].index('id="preflight"') : committed[BLIND].index('id="load"')
+    ]
+    assert "cpu-platform" in preflight
+    assert all(patch.why in unescape(preflight) for patch in PATCHES if f">{patch.id}<" in preflight)
+
+
+def test_a_chart_is_explained(committed: dict[str, str]) -> None:
+    head = committed[SEES][committed[SEES].index('id="chart"') : committed[SEES].index("<figure")]
+    assert all(part in head for part in ("A column is a vLLM version", "Lower is better", "dashed"))
+
+
+def test_why_a_cell_of_the_cpu_build_is_not_run_is_said_where_one_looks(committed: dict[str, str]) -> None:
+    head = committed[ON_CPU][: committed[ON_CPU].index('<ol class="track"')]
+    assert "runs are not committed: <code>nox -s matrix</code> makes them.</p>" in head
+    # Once, and not again at each stage that the run would answer.
+    assert committed[ON_CPU].count("runs are not committed") == 2
+
+
 def test_what_was_executed_under_another_worker_is_stale(
     hostile: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,8 +463,17 @@ def test_never_run_cells_are_there_and_have_no_page(tmp_path: Path) -> None:
     assert index.count('<span class="mark never">not run</span></td>') == len(site.cells)
     assert '"message": "not run"' in files["badges/lm-fp8.json"].decode()
     assert "not run in 0.10.2 and 0.13.0" in files["COMPATIBILITY.md"].decode()
+    # Those need a GPU.
+    assert "not committed" not in index + files["COMPATIBILITY.md"].decode()
     told = ET.fromstring(files["feed.xml"])  # noqa: S314
     assert told.find("{http://www.w3.org/2005/Atom}entry") is None
+
+
+def test_the_matrix_says_why_cells_of_the_cpu_build_are_not_run(tmp_path: Path) -> None:
+    files = files_of(gather(open_project(tmp_path, SEEING)))
+    said = "2 cells are not run because vLLM's CPU build needs no GPU: such runs are not committed, and "
+    assert f"{said}`nox -s matrix`" in files["COMPATIBILITY.md"].decode()
+    assert f"{said}<code>nox -s matrix</code>" in unescape(files["index.html"].decode())
 
 
 def test_a_name_in_a_record_leads_out_of_no_folder(hostile: Project) -> None:
@@ -350,13 +503,62 @@ def test_the_api_fits_its_schema(hostile: Project) -> None:
         jsonschema.Draft202012Validator(schema).validate({**told, "cells": [{"id": "x"}]})
 
 
-def test_a_badge_says_in_how_many_cells_that_were_run_it_sees(hostile: Project) -> None:
+def test_a_badge_is_well_formed(hostile: Project) -> None:
     files = files_of(gather(hostile))
     endpoint = json.loads(files["badges/lm-fp8.json"])
-    assert (endpoint["schemaVersion"], endpoint["label"]) == (1, "lm-fp8")
-    assert endpoint["message"] == "sees in 0 of 2 cells run"
+    assert set(endpoint) == {"schemaVersion", "label", "message", "color"}
+    assert (endpoint["schemaVersion"], endpoint["label"]) == (1, "lm-fp8, ModelOpt 0.47.0")
+    assert endpoint["message"] == "sees in none of 1 vLLM version run"
     drawn = ET.fromstring(files["badges/lm-fp8.svg"])  # noqa: S314
-    assert drawn.attrib["aria-label"] == "lm-fp8: sees in 0 of 2 cells run"
+    assert drawn.attrib["aria-label"] == f"{endpoint['label']}: {endpoint['message']}"
+    assert int(drawn.attrib["width"]) > 6 * len(drawn.attrib["aria-label"])
+
+
+@pytest.mark.parametrize(
+    ("older", "newest", "message", "colour"),
+    [
+        # By vLLM 0.10.2 and 0.32.0-cpu. What older checkpoints do says nothing of the newest.
+        (("blind", "fails"), ("never", "sees"), "sees in vLLM 0.32.0-cpu", "latest"),
+        (("sees", "sees"), ("sees", "fails"), "sees in vLLM 0.10.2", "others"),
+        (("fails", "fails"), ("sees", "sees"), "sees in vLLM 0.10.2 and 0.32.0-cpu", "latest"),
+        (("sees", "sees"), ("blind", "fails"), "sees in none of 2 vLLM versions run", "none"),
+        # Of the newest nothing was run: the newest of those that were.
+        (("never", "sees"), ("loads", "never"), "sees in vLLM 0.32.0-cpu", "latest"),
+        (("loads", "never"), ("loads", "never"), "not run", "not run"),
+    ],
+)
+def test_a_badge_is_of_the_newest_checkpoint_that_was_run(
+    cells: tuple[Cell, ...],
+    older: tuple[Outcome, ...],
+    newest: tuple[Outcome, ...],
+    message: str,
+    colour: str,
+) -> None:
+    stages: dict[Outcome, dict[str, Status]] = {
+        "sees": {**MADE, **RUN},
+        "blind": {**MADE, **RUN, "image": "fail"},
+        "fails": {**MADE, **RUN, "text": "fail"},
+        "loads": {**MADE, "preflight": "pass"},
+        "never": {},
+    }
+    columns = ["0.10.2", "0.32.0-cpu"]
+    made = []
+    for cell in cells:
+        word = (older, newest)[cell.quantize.id == "modelopt-0.47.0"][
+            columns.index(cell.serve.id.removeprefix("vllm-"))
+        ]
+        causes: list[tuple[Stage, str]] = [("image", "blind")] if word == "blind" else []
+        shown = view(cell, stages[word], *causes)
+        made.append(
+            SiteCell(
+                cell=cell, view=shown, outcome=outcome(shown), furthest=furthest(shown),
+                executed=executed(shown), earlier=False, records={},
+            )
+        )  # fmt: skip
+    badge = badge_of("lm-fp8", made, columns)
+    assert (badge.message, badge.colour) == (message, COLOURS[colour])
+    producer = "0.41.0" if newest == ("loads", "never") else "0.47.0"
+    assert badge.label == ("lm-fp8" if colour == "not run" else f"lm-fp8, ModelOpt {producer}")
 
 
 def test_the_feed_has_an_entry_a_day_and_vllm(hostile: Project) -> None:

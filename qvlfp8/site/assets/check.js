@@ -229,12 +229,15 @@
 
   function show(found) {
     const parts = [element("h2", {}, found.source)];
-    if (found.error) {
-      parts.push(element("div", { class: "problem" },
-        element("p", { class: "what" }, found.error.problem), element("p", {}, `Mend: ${found.error.mend}`)));
-    }
-    if (found.notes.length) {
-      parts.push(element("ul", { class: "notes" }, ...found.notes.map((note) => element("li", {}, note))));
+    const notes = element("ul", { class: "notes" }, ...found.notes.map((note) => element("li", {}, note)));
+    const problem = found.error && [
+      element("p", { class: "what" }, found.error.problem), element("p", {}, `Mend: ${found.error.mend}`)];
+    if (found.wanting) {
+      // What to add is said once, and first; the command's own words are there for whoever looks for them.
+      parts.push(notes, element("details", { class: "problem" }, element("summary", {}, "What the command says of these files"), ...problem));
+    } else {
+      if (problem) parts.push(element("div", { class: "problem" }, ...problem));
+      if (found.notes.length) parts.push(notes);
     }
     for (const section of found.sections) parts.push(sectionOf(section));
     if (!folder.named && found.explained) {
