@@ -18,11 +18,8 @@ from qvlfp8.errors import FileFormatError
 from qvlfp8.kept import KEPT, KeptRecords
 from qvlfp8.plan import Step
 from qvlfp8.results import Record
-<<<<<<< HEAD
-from qvlfp8.seen_files import SeenFiles
-=======
 from qvlfp8.run_measured import fault_of, first_fault
->>>>>>> site
+from qvlfp8.seen_files import SeenFiles
 
 
 class Evidence:
@@ -109,26 +106,13 @@ class Evidence:
 
     def _read(self, path: Path) -> Record:
         try:
-<<<<<<< HEAD
             record = self._seen.read(str(path))
-        except ValueError as error:
-            first = str(error).splitlines()[0]
-            raise FileFormatError(f"{path}: not a record: {first}", mend="remove it") from None
-        if record.stage == "generate" and record.status == "pass":
-            for name in _OF_A_RUN:
-                if name not in record.measured:
-                    raise FileFormatError(
-                        f"{path}: not a record: a run that measured no {name}", mend="make it anew"
-                    )
-=======
-            record = Record.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise FileFormatError(f"{path}: not a record: {first_fault(error)}", mend=_ANEW) from None
         except OSError as error:
             raise FileFormatError(f"{path}: cannot be read: {error.strerror}", mend=_ANEW) from None
         if record.stage == "generate" and record.status == "pass" and (fault := fault_of(record.measured)):
             raise FileFormatError(f"{path}: not a record of a run: {fault}", mend=_ANEW)
->>>>>>> site
         return record
 
     def add(self, record: Record) -> Path:

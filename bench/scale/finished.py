@@ -17,7 +17,7 @@ from qvlfp8.environments import ServeEnvironment
 from qvlfp8.plan import Plan, Step, repeat_command
 from qvlfp8.project import Project
 from qvlfp8.results import Record
-from qvlfp8.run import digest_of_what_was_made
+from qvlfp8.execute import digest_of_what_was_made
 from qvlfp8.store import LOG
 
 _LOG = "INFO 11-27 15:19:02 [loader.py:104] Loading weights took 0.41 seconds\n" * 11

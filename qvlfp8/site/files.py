@@ -16,11 +16,7 @@ from qvlfp8.report.recipes_page import row as recipe_row
 from qvlfp8.results import Record
 from qvlfp8.site import api, compatibility, feed, rendering
 from qvlfp8.site.badges import Badge, badge_of
-<<<<<<< HEAD
 from qvlfp8.site.cell_view import CellPage, ExamShown, Execution, make_page
-=======
-from qvlfp8.site.cell_view import CellPage, ExamShown, make_page
->>>>>>> site
 from qvlfp8.site.data import Site, record_name
 from qvlfp8.site.finding_view import FindingPage, make_pages
 from qvlfp8.site.matrix_view import Matrix, Row, lay_out, producer
@@ -99,16 +95,15 @@ _FILES = (
 def _cells(site: Site, matrix: Matrix, exam: ExamShown) -> Iterator[tuple[str, str]]:
     """A page for each cell of which something was executed."""
     for group in matrix.groups:
-<<<<<<< HEAD
         for rows in _by_checkpoint(group.rows):
             # Its cells, however they were run, have in common what is the checkpoint's alone.
             alone: dict[Stage, Execution] = {}
-            sections = _Sections()
+            sections = Sections()
             for row in rows:
                 line = [cell for cell in row.cells if cell is not None]
                 for cell in line:
                     if cell.page is not None:
-                        yield cell.page, _cell(make_page(site, cell, line, exam, alone), sections)
+                        yield cell.page, cell_text(make_page(site, cell, line, exam, alone), sections)
 
 
 def _by_checkpoint(rows: Sequence[Row]) -> Iterator[Iterable[Row]]:
@@ -116,7 +111,7 @@ def _by_checkpoint(rows: Sequence[Row]) -> Iterator[Iterable[Row]]:
         yield found
 
 
-class _Sections:
+class Sections:
     """Sections of pages as HTML; what several pages have in common is rendered once."""
 
     def __init__(self) -> None:
@@ -132,27 +127,14 @@ class _Sections:
         return known[1]
 
 
-def _cell(page: CellPage, sections: _Sections) -> str:
-=======
-        for row in group.rows:
-            line = [cell for cell in row.cells if cell is not None]
-            for cell in line:
-                if cell.page is not None:
-                    yield cell.page, cell_text(make_page(site, cell, line, exam))
-
-
-def cell_text(page: CellPage) -> str:
-    """A cell's page as HTML."""
->>>>>>> site
+def cell_text(page: CellPage, sections: Sections | None = None) -> str:
+    """A cell's page as HTML; what it has in common with pages rendered before is taken from ``sections``."""
     return rendering.render(
         "cell.html",
         root="../",
         here="matrix",
         page=page,
-<<<<<<< HEAD
-        section=sections,
-=======
->>>>>>> site
+        section=sections or Sections(),
         words=WORDS,
         meanings=MEANINGS,
         record_name=record_name,
