@@ -55,7 +55,7 @@ def not_whole(root: Path, found: Mapping[Key, Entry]) -> Iterator[str]:
 
 
 def finished(found: Mapping[Key, Entry]) -> set[Key]:
-    """The steps that nothing has to do again: not an error, and read what is there now, which is none either."""
+    """The steps that nothing has to do again: no error, and what they read is there and is none."""
     made = {
         name: entry.record.made if entry.final else None
         for (stage, name), entry in found.items()
