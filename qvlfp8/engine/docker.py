@@ -248,7 +248,7 @@ class DockerEngine:
                 _pump(said, log, on_line)
             finally:
                 timer.cancel()
-                alive._response.close()
+                alive._response.close()  # type: ignore[union-attr]
                 # Its own close() leaves the socket open where the daemon has closed it first.
                 said._response.close()  # type: ignore[attr-defined]
             # The stream has ended, and so has the container; if only the stream has, time ends both.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from qvlfp8 import digest
+from qvlfp8.execute import digest_of_what_was_made
 from qvlfp8.results import Record, RecordedStage
-from qvlfp8.run import digest_of_what_was_made
 from qvlfp8.store import RECORD, Store
 
 Key = tuple[str, str]
