@@ -55,11 +55,16 @@ def not_whole(root: Path, found: Mapping[Key, Entry]) -> Iterator[str]:
 
 
 def finished(found: Mapping[Key, Entry]) -> set[Key]:
-    """The steps that nothing has to do again: not an error, and read what is there now."""
-    made = {name: entry.record.made for (stage, name), entry in found.items() if stage != "build"}
+    """The steps that nothing has to do again: no error, and what they read is there and is none."""
+    made = {
+        name: entry.record.made if entry.final else None
+        for (stage, name), entry in found.items()
+        if stage != "build"
+    }
 
     def is_stale(record: Record) -> bool:
-        return any(record.read.get(need) != made[need] for need in record.inputs["needs"] if need in made)
+        read = [need for need in record.inputs["needs"] if need in made]
+        return any(made[need] is None or record.read.get(need) != made[need] for need in read)
 
     return {key for key, entry in found.items() if entry.final and not is_stale(entry.record)}
 

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -128,10 +128,7 @@ class Session:
         Raises:
             RuntimeError: the undisturbed run did not end, or left an error on record.
         """
-        undisturbed = self._undisturbed()
-        errors = [e.record.because() for e in undisturbed.entries.values() if not e.final]
-        if errors:
-            raise RuntimeError(f"the undisturbed run had a fault: {errors[0]}; see {self._log}")
+        undisturbed = self._undisturbed(self._fresh("undisturbed"))
         self._say(f"undisturbed: {len(undisturbed.entries)} records in {undisturbed.seconds:.1f} s")
         while self.tally.kills < kills and time.monotonic() < deadline:
             one = _Round(self, undisturbed, kills, deadline, until_found=until_found)
@@ -150,8 +147,7 @@ class Session:
         self._subject.prepare(store)
         return store
 
-    def _undisturbed(self) -> Undisturbed:
-        store = self._fresh("undisturbed")
+    def _undisturbed(self, store: Path, tries: int = 3) -> Undisturbed:
         running = self.start(store)
         while not running.over:
             for event in running.watch.wait(0.05):
@@ -162,6 +158,13 @@ class Session:
         found, broken = kept.entries(store)
         if broken or not found:
             raise RuntimeError(f"the undisturbed run left {broken or 'nothing'}; see {self._log}")
+        errors = [entry.record.because() for entry in found.values() if not entry.final]
+        if errors and tries > 1:
+            # A machine at its limits keeps a baseline too late, for one; as a user does, run it again.
+            again = self._undisturbed(store, tries - 1)
+            return replace(again, seconds=seconds, start=running.had_store - running.started)
+        if errors:
+            raise RuntimeError(f"the undisturbed run had a fault: {errors[0]}; see {self._log}")
         return Undisturbed(
             entries=found, code=running.driver.returncode, seconds=seconds,
             start=running.had_store - running.started,
