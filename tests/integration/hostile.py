@@ -90,6 +90,10 @@ def fill(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
 def hang(params: Mapping[str, Any], out: Path) -> dict[str, Any]:
     if params.get("deaf"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if params.get("family") and os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            (out / "family").touch()
     time.sleep(600)
     return {}
 

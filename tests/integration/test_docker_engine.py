@@ -5,16 +5,20 @@ The steps are those of a hostile worker in a small image of this machine's own P
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +34,10 @@ from qvlfp8.engine.docker_plan import STEP_USER, Limits
 from qvlfp8.engine.guard import NOBODY_WAITS
 from qvlfp8.engine.process import Processes, Stopped
 from qvlfp8.environments import Environment, QuantizeEnvironment
-from qvlfp8.errors import GpuRuntimeError, ImageError, UsageError
+from qvlfp8.errors import DaemonError, GpuRuntimeError, ImageError, UsageError
+from qvlfp8.fault_errors import fault_of
 from qvlfp8.images import Image
+from qvlfp8.images.daemon import SOCKET, connect
 from qvlfp8.judge import judge
 from qvlfp8.locks import Lock
 from qvlfp8.source import PACKAGE
@@ -326,6 +332,91 @@ def test_stopping_ends_what_runs_and_starts_nothing_more(yard: Yard) -> None:
     assert job.out.stat().st_uid == os.getuid()
     with pytest.raises(Stopped):
         yard.run(yard.job("look"))
+
+
+class Passage:
+    """A way to the daemon's socket that can be closed: for its client, the daemon is gone then."""
+
+    def __init__(self, path: Path) -> None:
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+        self._open = [self._server]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(SOCKET)
+                self._open += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while block := one.recv(1 << 16):
+                other.sendall(block)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+@pytest.mark.skipif(not Path(SOCKET).is_socket(), reason="the daemon is not at its usual socket")
+def test_a_daemon_that_goes_away_is_an_error_of_the_machine(
+    yard: Yard, image: str, package: Path, tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory() as short:
+        way = Path(short) / "docker.sock"
+        passage = Passage(way)
+        with contextlib.closing(connect({"DOCKER_HOST": f"unix://{way}"})) as client:
+            before = set(yard.left())
+            yard.engine = DockerEngine(
+                announce=yard.said.append, client=client, images=OneImage(image), limits=LIMITS,
+                package=package,
+            )  # fmt: skip
+
+            def close_when_it_runs() -> None:
+                while not any(event["event"] == "start" for event in yard.events):
+                    time.sleep(0.02)
+                passage.close()
+
+            threading.Thread(target=close_when_it_runs, daemon=True).start()
+            started = time.monotonic()
+            with pytest.raises(DaemonError) as gone:
+                yard.run(yard.job("hang"))
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()  # the SDK forgets the sockets that it could not connect
+    assert time.monotonic() - started < 60
+    assert fault_of(gone.value).kind == "daemon-gone"
+    assert gone.value.mend
+    for name in set(yard.left()) - before:
+        yard.client.containers.get(name).remove(force=True)
+
+
+def test_a_step_that_hangs_with_children_in_their_own_sessions_leaves_none(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qvlfp8.engine.launch._START_LIMIT_S", 5.0)
+    monkeypatch.setattr("qvlfp8.engine.docker._STOP_S", 1)
+    job = yard.job("hang", deaf=True, family=True)
+    assert yard.run(job, limit=1.0).timed_out
+    assert (job.out / "family").exists()
+    named = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if (
+                folder.name.isdigit()
+                and str(yard.log.with_suffix("")).encode() in (folder / "cmdline").read_bytes()
+            ):
+                named.append(folder.name)
+    assert named == []
 
 
 def test_an_error_in_the_caller_leaves_no_container(yard: Yard) -> None:

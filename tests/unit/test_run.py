@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -288,6 +290,34 @@ def test_a_full_disk_ends_the_run_with_its_own_error(bench: Bench, monkeypatch: 
     monkeypatch.undo()
     bench.run(engine)
     assert bench.statuses("preflight") == {"pass"}
+
+
+def test_a_clock_that_goes_back_makes_no_time_negative_and_loses_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes back a day whenever it is read, during the run and between runs."""
+    engine, days = FakeEngine(), iter(range(10_000))
+
+    class Back(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Back:
+            return cls(2026, 11, 22, tzinfo=tz) - datetime.timedelta(days=next(days))
+
+    monkeypatch.setattr("qvlfp8.run.datetime", SimpleNamespace(datetime=Back, UTC=datetime.UTC))
+    monkeypatch.setattr("time.time", lambda: -1e9)
+    seen, _ = bench.run(engine)
+    assert len(seen.steps) == 21
+    records = list(bench.project.store.records())
+    assert len({record.started for record in records}) > 1
+    assert min(record.seconds for record in records) >= 0
+    assert bench.run(engine)[0].total == 0
+    engine.content = 1
+    bench.run(engine, again=True)
+    before = {record.digest: record for record in records}
+    again = [r for r in bench.project.store.records() if r.stage in {"quantize", "preflight"}]
+    assert all(record.started < before[record.digest].started for record in again)
+    assert bench.statuses("preflight") == {"pass"}
+    assert bench.run(engine)[0].total == 0
 
 
 def test_a_record_names_what_went_in_and_how_to_repeat_it(bench: Bench) -> None:
