@@ -128,7 +128,8 @@ def _weights(site: Path) -> str:
     files = [path.stat().st_size for path in site.rglob("*") if path.is_file()]
     return (
         f"the first page: {len(page) / 1e6:.2f} MB, "
-        f"{len(gzip.compress(page, 6)) / 1e6:.2f} MB packed; the site: {len(files):,} files, {sum(files) / 1e6:.0f} MB"
+        f"{len(gzip.compress(page, 6)) / 1e6:.2f} MB packed; "
+        f"the site: {len(files):,} files, {sum(files) / 1e6:.0f} MB"
     )
 
 
