@@ -22,8 +22,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 from bench.cost import Cost, measure
+
+ROOT = Path(__file__).parents[2]
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 UP_TO = {"plan": 100_000, "rerun": 10_000, "site": 10_000}
@@ -127,7 +128,8 @@ def _weights(site: Path) -> str:
     files = [path.stat().st_size for path in site.rglob("*") if path.is_file()]
     return (
         f"the first page: {len(page) / 1e6:.2f} MB, "
-        f"{len(gzip.compress(page, 6)) / 1e6:.2f} MB as gzip sends it; the site: {len(files):,} files, {sum(files) / 1e6:.0f} MB"
+        f"{len(gzip.compress(page, 6)) / 1e6:.2f} MB packed; "
+        f"the site: {len(files):,} files, {sum(files) / 1e6:.0f} MB"
     )
 
 

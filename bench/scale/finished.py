@@ -14,10 +14,10 @@ from bench.scale import shown
 from bench.scale.making import era_of, kind_of
 from qvlfp8 import digest
 from qvlfp8.environments import ServeEnvironment
+from qvlfp8.execute import digest_of_what_was_made
 from qvlfp8.plan import Plan, Step, repeat_command
 from qvlfp8.project import Project
-from qvlfp8.results import Record
-from qvlfp8.execute import digest_of_what_was_made
+from qvlfp8.results import Host, Record
 from qvlfp8.store import LOG
 
 _LOG = "INFO 11-27 15:19:02 [loader.py:104] Loading weights took 0.41 seconds\n" * 11
@@ -32,7 +32,7 @@ def finish(project: Project, *, on_gpu: bool) -> int:
 
     Nothing here loses power: the disk is not waited for.
     """
-    os.fsync = lambda _descriptor: None
+    setattr(os, "fsync", lambda _descriptor: None)  # noqa: B010
     cells = project.cells(everything=True)
     locks = project.locks(cells)
     plan = project.plan(cells, locks)
@@ -95,7 +95,7 @@ def _record(project: Project, step: Step, made: dict[str, str], lock: str | None
             "lock": lock,
         },
         environment={**told["environment"], "engine": "bundle" if on_gpu else "venv"},
-        host={**host, "accelerator": host.get("accelerator") if on_gpu else None},
+        host=Host(**{**host, "accelerator": host.get("accelerator") if on_gpu else None}),
         started=known.started if known else "2026-11-27T15:15:49+00:00",
         seconds=known.seconds if known else 1.0,
         measured=told["measured"],

@@ -18,7 +18,14 @@ parts = st.sampled_from(
     ["*", "?", "[lv]m", "[!x]", "lm-fp8", "vlm-fp8", "-", "/", "modelopt-0.41.0", "seeing-untied", "vllm-0.1",
      "vllm-0.26.0", "*-cpu", "[*"]
 )  # fmt: skip
-globs = st.lists(parts, min_size=1, max_size=5).map("".join)
+drawn = st.lists(parts, min_size=1, max_size=5).map("".join)
+# Of a cell's own id, with some of its parts left open.
+near = st.tuples(
+    st.sampled_from([cell.id for cell in MATRIX.cells]), st.sets(st.integers(0, 3), min_size=1)
+).map(
+    lambda pair: "/".join("*" if place in pair[1] else part for place, part in enumerate(pair[0].split("/")))
+)
+globs = drawn | near
 expectations = st.builds(
     lambda cells, without, vllm, transformers, stage: Expectation.model_validate(
         {
@@ -44,10 +51,10 @@ def _plainly(told: tuple[Expectation, ...], step: int) -> None:
 
 
 def test_of_our_own_matrix() -> None:
-    _plainly(MATRIX.file.expectations, 7)
+    _plainly(MATRIX.file.expectations, 1)
 
 
 @settings(max_examples=60, deadline=None)
 @given(told=st.lists(expectations, min_size=1, max_size=3))
 def test_of_any_expectations(told: list[Expectation]) -> None:
-    _plainly(tuple(told), 41)
+    _plainly(tuple(told), 3)
