@@ -26,7 +26,9 @@ class QvlError(Exception):
         self.mend = mend
 
     def __str__(self) -> str:
-        return harmless(redact(self.problem if self.mend is None else f"{self.problem}\n  mend: {self.mend}"))
+        said = self.problem if self.mend is None else f"{self.problem}\n  mend: {self.mend}"
+        # What a command has said of secrets in files is out of it already; no error opens these files.
+        return harmless(redact(said, of_files=False))
 
 
 class UsageError(QvlError):

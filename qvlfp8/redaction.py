@@ -35,8 +35,13 @@ _SHORTEST = 4
 _TEXTS = ("*.txt", "*.log", "*.json")
 
 
-def known(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Every form in which a secret of the caller may turn up, the longest first."""
+def known(environment: Mapping[str, str] = os.environ, *, of_files: bool = True) -> tuple[str, ...]:
+    """Every form in which a secret of the caller may turn up, the longest first.
+
+    Args:
+        environment: the caller's.
+        of_files: those of ``.netrc`` and of the hub's token file, too, which are opened for it.
+    """
     plain: set[str] = set()
     for name, value in environment.items():
         if _NAMES.search(name):
@@ -45,9 +50,10 @@ def known(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
             # An address with one part only has a token there.
             plain.add(password or user)
             plain.add(_basic(user, password))
-    for user, password in _of_netrc(environment):
-        plain |= {password, _basic(user, password)}
-    plain |= set(_of_hub(environment))
+    if of_files:
+        for user, password in _of_netrc(environment):
+            plain |= {password, _basic(user, password)}
+        plain |= set(_of_hub(environment))
     forms = {form for value in plain if len(value) >= _SHORTEST for form in _forms(value)}
     return tuple(sorted(forms, key=len, reverse=True))
 
@@ -83,9 +89,9 @@ def _of_hub(environment: Mapping[str, str]) -> Iterator[str]:
         yield Path(place).read_text(encoding="utf-8").strip()
 
 
-def redact(text: str) -> str:
-    """The text with :data:`SHOWN` where a secret stood."""
-    for secret in known():
+def redact(text: str, *, of_files: bool = True) -> str:
+    """The text with :data:`SHOWN` where a secret stood; ``of_files`` as for :func:`known`."""
+    for secret in known(of_files=of_files):
         text = text.replace(secret, SHOWN)
     return text
 

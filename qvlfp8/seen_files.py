@@ -15,8 +15,9 @@ _Mark = tuple[int, int, int, int, int]
 class SeenFiles(Generic[Made]):
     """What was made of files, by path; one that is another file since, or was written to, is read again.
 
-        A run asks for its records before it executes and after; reading and checking them is most of what it does
-    where there is nothing to execute. The kernel notes when a file was changed (``ctime``); nobody sets it.
+    A run asks for its records before it executes and after; reading and checking them is most of what it
+    does where there is nothing to execute. The kernel notes when a file was changed (``ctime``); nobody sets
+    it.
     """
 
     def __init__(self, make: Callable[[bytes], Made]) -> None:

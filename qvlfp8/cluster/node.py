@@ -44,9 +44,8 @@ _END_S = 30.0
 """How long it waits then for what it has ended."""
 
 
-def carry_out(packed: bytes) -> Iterator[Event]:
-    """Carry out an order (:meth:`Order.packed`); ends what it has running when it is cancelled."""
-    order = Order.unpacked(packed)
+def carry_out(order: Order) -> Iterator[Event]:
+    """Carry out an order; ends what it has running when it is cancelled."""
     said: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     running = _Running(order, said)
     thread = threading.Thread(target=running.work, daemon=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,18 +66,6 @@ class Order:
     attempts: Mapping[str, tuple[Attempt, ...]]
     """Of steps that are tried again, the earlier tries."""
     setting: Setting
-
-    def packed(self) -> bytes:
-        """As bytes. Only a node that has this very qvlfp8 may read them."""
-        return pickle.dumps(self)
-
-    @staticmethod
-    def unpacked(content: bytes) -> Order:
-        """The order that :meth:`packed` gave: from this run's own driver, which already runs code here."""
-        found = pickle.loads(content)  # noqa: S301
-        if not isinstance(found, Order):
-            raise TypeError(f"not an order: {type(found).__name__}")
-        return found
 
 
 def order_for(

@@ -58,6 +58,8 @@ class _Sent:
     task: Task
     attempt: int
     started: str
+    held: Any
+    """The order in Ray's object store, as long as it may be read."""
     node: str = ""
     label: str = ""
     answered: set[str] = field(default_factory=set)
@@ -235,6 +237,7 @@ class Cluster:
             self._hand_over(*self._waiting.popleft())
 
     def _hand_over(self, task: Task, attempt: int) -> None:
+        import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         order = order_for(
@@ -251,8 +254,9 @@ class Cluster:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                 node_id=home, soft=True, _spill_on_unavailable=True
             )
-        generator = self._remote.options(**options).remote(connect.identity(), order.packed())
-        self._sent[generator] = _Sent(task=task, attempt=attempt, started=now())
+        held = ray.put(order)
+        generator = self._remote.options(**options).remote(connect.identity(), [held])
+        self._sent[generator] = _Sent(task=task, attempt=attempt, started=now(), held=held)
 
     def _home_of(self, task: Task) -> str | None:
         """The node that has what a task needs: its environment, or the checkpoint that it looks at."""
@@ -395,10 +399,12 @@ class _Elsewhere:
         """Nothing runs here."""
 
 
-def _entry() -> Callable[[Mapping[str, str], bytes], Iterator[dict[str, Any]]]:
+def _entry() -> Callable[[Mapping[str, str], list[Any]], Iterator[dict[str, Any]]]:
     """What a Ray worker runs. Sent by value, so that it arrives where there is no, or another, qvlfp8."""
 
-    def entry(expected: Mapping[str, str], packed: bytes) -> Iterator[dict[str, Any]]:
+    def entry(expected: Mapping[str, str], order: list[Any]) -> Iterator[dict[str, Any]]:
+        import ray
+
         try:
             from qvlfp8.cluster.connect import identity
             from qvlfp8.cluster.node import carry_out
@@ -413,6 +419,7 @@ def _entry() -> Callable[[Mapping[str, str], bytes], Iterator[dict[str, Any]]]:
                 "because": f"a node that joined has {name} {own.get(name)}, and this driver {expected[name]}",
             }
             return
-        yield from carry_out(packed)
+        # Only now: what is inside a list is not opened before this runs.
+        yield from carry_out(ray.get(order[0]))
 
     return entry

@@ -303,7 +303,7 @@ def test_a_clock_that_goes_back_makes_no_time_negative_and_loses_nothing(
         def now(cls, tz: datetime.tzinfo | None = None) -> Back:
             return cls(2026, 11, 22, tzinfo=tz) - datetime.timedelta(days=next(days))
 
-    monkeypatch.setattr("qvlfp8.run.datetime", SimpleNamespace(datetime=Back, UTC=datetime.UTC))
+    monkeypatch.setattr("qvlfp8.execute.datetime", SimpleNamespace(datetime=Back, UTC=datetime.UTC))
     monkeypatch.setattr("time.time", lambda: -1e9)
     seen, _ = bench.run(engine)
     assert len(seen.steps) == 21
