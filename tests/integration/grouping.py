@@ -30,6 +30,8 @@ TOGETHER = {
     "test_families": "families",
     # A copy of the repository, with an environment of its own.
     "test_workflow_lines": "workflows",
+    # A cluster, whose processes take seconds to start.
+    "test_ray": "ray",
     # A browser each, with Python in it.
     "test_checker": "checker",
     "test_site": "site",

@@ -1,0 +1,147 @@
+"""A Ray cluster of several nodes on this machine, and the survival session's small project to run on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.survive.journal import Journal, Told
+from tests.survive.kept import Entry, Key, entries
+from tests.survive.project import Drill, make
+
+LIMIT_S = 300.0
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Variables that Ray's processes inherit."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a driver ended."""
+
+    code: int
+    said: str
+
+
+class Bench:
+    """A project with drill workers, a cluster, and drivers in stores of their own."""
+
+    def __init__(self, root: Path, cluster: Any) -> None:
+        self.root = root
+        self.cluster = cluster
+        self.drill: Drill = make(root / "drill")
+        self.journal = Journal(self.drill.pipe)
+
+    def variables(self, node_store: str) -> dict[str, str]:
+        """What the processes of a node have in their environment."""
+        return {
+            **{name: value for name, value in self.drill.variables().items() if name not in {"HOME", "PATH"}},
+            "QVLFP8_NODE_STORE": str(self.root / node_store),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_agent_register_timeout_ms": "120000",
+        }
+
+    def add_node(self, node_store: str, **resources: Any) -> Any:
+        """One more node; it has a store of its own."""
+        with environment(**self.variables(node_store)):
+            return self.cluster.add_node(**resources)
+
+    def driver(self, store: Path, *options: str) -> subprocess.Popen[str]:
+        """Start the command on the cluster."""
+        return self._start(store, "--engine", "ray", "--address", self.cluster.address, *options)
+
+    def run(self, store: Path, *options: str) -> Ended:
+        """The command on the cluster, to its end."""
+        return ended(self.driver(store, *options))
+
+    def alone(self, store: Path) -> Ended:
+        """The command on this machine alone."""
+        return ended(self._start(store, "--engine", "venv"))
+
+    def _start(self, store: Path, *options: str) -> subprocess.Popen[str]:
+        command = self.drill.command(store, engine="venv")
+        command = [*command[: command.index("--engine")], *options]
+        return subprocess.Popen(
+            command,
+            # Ray puts the driver's folder before what its workers import.
+            cwd=self.root,
+            env=self.drill.variables(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def begun(self) -> list[Told]:
+        """The jobs that workers have begun since the last time."""
+        return [told for told in self.journal.read() if told.began]
+
+
+def ended(driver: subprocess.Popen[str]) -> Ended:
+    """Wait for a driver."""
+    said, _ = driver.communicate(timeout=LIMIT_S)
+    return Ended(driver.returncode, said)
+
+
+def records(store: Path) -> Mapping[Key, Entry]:
+    """What a driver's store holds, builds left out: each node has its own."""
+    found, broken = entries(store)
+    assert not broken, broken
+    return {key: entry for key, entry in found.items() if key[0] != "build"}
+
+
+def other_than(undisturbed: Path, store: Path) -> list[str]:
+    """How the verdicts of two stores differ."""
+    ours, theirs = records(store), records(undisturbed)
+    found = [f"{key}: only in one" for key in ours.keys() ^ theirs.keys()]
+    for key in ours.keys() & theirs.keys():
+        one, two = ours[key].record, theirs[key].record
+        for field in ("status", "made", "findings", "read", "subject"):
+            if getattr(one, field) != getattr(two, field):
+                found.append(f"{key}: {field}: {getattr(one, field)!r} is not {getattr(two, field)!r}")
+    return found
+
+
+def wait_for(condition: Any, what: str, limit_s: float = 60.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.05)
+
+
+def kill(process: int) -> None:
+    """As a machine that is switched off would."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def working_in(node_store: Path) -> list[int]:
+    """Processes that were started for a step in a node's store."""
+    mark = f"{node_store}/".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found

@@ -1,0 +1,196 @@
+"""Engine ray on a real cluster of several nodes, all of this machine: the same verdicts, and nothing lost.
+
+What is run is the survival session's project: real environments, processes and stores, small workers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.ray_cluster import (
+    Bench,
+    ended,
+    environment,
+    kill,
+    other_than,
+    records,
+    wait_for,
+    working_in,
+)
+from tests.survive.journal import Told
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A head without CPUs, which only keeps the cluster together, and one node that works."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    bench = Bench(tmp_path_factory.mktemp("ray"), cluster)
+    bench.add_node("head", num_cpus=0)
+    bench.add_node("one", num_cpus=2, memory=8_000_000_000)
+    yield bench
+    cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bench: Bench) -> Path:
+    """The store of a run on this machine alone."""
+    store = bench.root / "undisturbed"
+    done = bench.alone(store)
+    assert done.code == 1, done.said  # the drill's stages fail, and nothing in its matrix.yaml expects it
+    assert all(entry.final for entry in records(store).values())
+    return store
+
+
+def test_the_verdicts_are_those_of_this_machine_alone(bench: Bench, undisturbed: Path) -> None:
+    store = bench.root / "same"
+    bench.begun()
+    done = bench.run(store)
+    assert done.code == 1, done.said
+    assert other_than(undisturbed, store) == []
+    begun = Counter(told.step for told in bench.begun())
+    assert set(begun.values()) == {1}, "a fail is not tried again"
+    told = [entry.record.environment for entry in records(store).values()]
+    assert all("node" in environment and "ray" in environment for environment in told)
+    again = bench.run(store)
+    assert (again.code, bench.begun()) == (1, []), again.said
+    assert "steps to do" not in again.said
+
+
+def test_a_driver_without_a_store_of_its_own_finds_what_is_finished(bench: Bench, undisturbed: Path) -> None:
+    shared = f"file://{bench.root / 'shared'}"
+    assert bench.run(bench.root / "first", "--shared", shared).code == 1
+    bench.begun()
+    done = bench.run(bench.root / "second", "--shared", shared)
+    assert (done.code, bench.begun()) == (1, []), done.said
+    assert other_than(undisturbed, bench.root / "second") == []
+
+
+def test_what_no_node_has_is_not_run_and_says_why(bench: Bench) -> None:
+    matrix = bench.drill.matrix
+    before = matrix.read_text()
+    rows = "resources:\n  - {stages: preflight, subjects: '*/vllm-0.26.0', memory_gb: 5000}\n"
+    matrix.write_text(before + rows)
+    store = bench.root / "lacking"
+    try:
+        done = bench.run(store)
+        assert "not run: asks for a node with 1 CPU, 5000 GB of memory; the cluster has" in done.said
+        views = json.loads((store / "matrix.json").read_text())["cells"]
+    finally:
+        matrix.write_text(before)
+    stages = [view["stages"]["preflight"]["status"] for view in views if "preflight" in view["stages"]]
+    assert Counter(stages)["not run"] == 4
+    assert not any(entry.record.subject.endswith("/vllm-0.26.0") for entry in records(store).values())
+
+
+def test_a_node_of_another_qvlfp8_is_refused(bench: Bench) -> None:
+    other = bench.root / "other" / "qvlfp8"
+    shutil.copytree(bench.drill.matrix.parent / "qvlfp8", other, ignore=shutil.ignore_patterns("told"))
+    with (other / "__init__.py").open("a") as stream:
+        stream.write("# another\n")
+    variables = {**bench.variables("three"), "PYTHONPATH": str(other.parent)}
+    with environment(**variables):
+        node = bench.cluster.add_node(num_cpus=1)
+    try:
+        done = bench.run(bench.root / "refused")
+    finally:
+        bench.cluster.remove_node(node)
+    assert done.code == 20, done.said
+    assert "has source of qvlfp8" in done.said
+    assert "mend: install the same on every node" in done.said
+
+
+def test_a_store_that_a_node_does_not_reach_is_refused(bench: Bench) -> None:
+    done = bench.run(bench.root / "unreached", "--shared", "s3://not-there/x")
+    assert done.code == 21, done.said
+    assert "Traceback" not in done.said
+
+
+def test_a_node_lost_in_the_middle_costs_only_time(bench: Bench, undisturbed: Path) -> None:
+    node = bench.add_node("two", num_cpus=2)
+    store = bench.root / "lost-node"
+    driver = bench.driver(store)
+    try:
+        wait_for(lambda: working_in(bench.root / "two"), "nothing began on the second node")
+    finally:
+        bench.cluster.remove_node(node, allow_graceful=False)
+    done = ended(driver)
+    assert done.code == 1, done.said
+    assert other_than(undisturbed, store) == []
+
+
+def test_a_killed_worker_is_tried_again_and_its_attempt_is_on_record(bench: Bench, undisturbed: Path) -> None:
+    store = bench.root / "killed"
+    bench.begun()
+    driver = bench.driver(store)
+    victims: list[Told] = []
+
+    def killed() -> bool:
+        victims.extend(told for told in bench.begun() if told.stage == "quantize")
+        return bool(victims)
+
+    wait_for(killed, "no quantize began")
+    kill(victims[0].pid)
+    done = ended(driver)
+    assert done.code == 1, done.said
+    assert other_than(undisturbed, store) == []
+    record = records(store)["quantize", victims[0].step].record
+    assert record.attempts is not None
+    assert [attempt.fault.kind for attempt in record.attempts] == ["signal"]
+
+
+def test_a_killed_driver_is_followed_by_one_that_goes_on(bench: Bench, undisturbed: Path) -> None:
+    store = bench.root / "killed-driver"
+    bench.begun()
+    driver = bench.driver(store)
+    wait_for(lambda: len(list((store / "shared").glob("steps/quantize/*/entry.json"))) >= 2, "no quantize")
+    kill(driver.pid)
+    driver.communicate(timeout=60)
+    finished = {path.parent.name for path in (store / "shared").glob("steps/*/*/entry.json")}
+    wait_for(lambda: not working_in(bench.root / "one"), "workers of a dead driver go on")
+    bench.begun()
+    done = bench.run(store)
+    assert done.code == 1, done.said
+    assert other_than(undisturbed, store) == []
+    assert not finished & {told.step for told in bench.begun()}, "what was finished was done again"
+
+
+def test_ctrl_c_ends_what_runs_on_every_node(bench: Bench) -> None:
+    store = bench.root / "interrupted"
+    bench.begun()
+    driver = bench.driver(store)
+    wait_for(bench.begun, "nothing began")
+    driver.send_signal(signal.SIGINT)
+    done = ended(driver)
+    assert done.code == 130, done.said
+    assert "interrupted; what was finished is kept" in done.said
+    assert "Traceback" not in done.said
+    wait_for(lambda: not working_in(bench.root / "one"), "workers of an interrupted driver go on", 15)
+
+
+def test_a_damaged_entry_is_never_taken_and_is_made_anew(bench: Bench, undisturbed: Path) -> None:
+    store = bench.root / "damaged"
+    shared = store / "shared"
+    assert bench.run(store).code == 1
+    victim = next(shared.glob("steps/quantize/*/*/checkpoint/*.safetensors"))
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    shutil.rmtree(bench.root / "one" / "steps")
+    shutil.rmtree(store / "steps" / "preflight")
+    shutil.rmtree(shared / "steps" / "preflight")
+    first = bench.run(store, "--retries", "0")
+    assert "not what was written there" in first.said
+    second = bench.run(store)
+    assert second.code == 1, second.said
+    assert other_than(undisturbed, store) == []
