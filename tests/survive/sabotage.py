@@ -8,13 +8,13 @@ BY_NAME: Mapping[str, Mapping[str, tuple[str, str]]] = {
     # The record is in its place before what it speaks of.
     "record-first": {
         "store.py": (
-            "            made.rename(target)\n",
-            """            target.mkdir()
-            (made / RECORD).rename(target / RECORD)
-            time.sleep(0.05)
-            for path in made.iterdir():
-                path.rename(target / path.name)
-            made.rmdir()
+            "                made.rename(target)\n",
+            """                target.mkdir()
+                (made / RECORD).rename(target / RECORD)
+                time.sleep(0.05)
+                for path in made.iterdir():
+                    path.rename(target / path.name)
+                made.rmdir()
 """,
         )
     },
