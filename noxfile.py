@@ -45,8 +45,9 @@ def run(session: nox.Session, *command: str, **variables: str) -> None:
 
 @nox.session
 def matrix(session: nox.Session) -> None:
-    """Execute the compatibility matrix, print it, and assert it."""
-    install(session, "test")
+    """Execute the compatibility matrix, print it, and assert it: -- [--engine docker|ray]."""
+    # An installed extra stays: whoever runs on a cluster has it from then on.
+    install(session, "test", extra="ray" if "ray" in session.posargs else None)
     run(session, "qvlfp8", "matrix", *session.posargs)
     run(session, "pytest", "-q", "tests/compat", *_compat_options(session.posargs))
 
@@ -65,7 +66,7 @@ def _compat_options(options: list[str]) -> list[str]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests: unit, the matrix, the site in a browser, and integration with real ModelOpt and vLLM."""
-    install(session, "test", "browser")
+    install(session, "test", "browser", "cluster")
     run(session, "pytest", "-q", "tests/unit", "-n", "auto")
     run(session, "qvlfp8", "matrix")
     run(session, "pytest", "-q", "tests/compat")
