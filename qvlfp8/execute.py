@@ -93,7 +93,7 @@ class Executor:
         self._locks = locks
         self._progress = progress
         self._site = site or Site()
-        self._attempts = attempts or {}
+        self._attempts = {} if attempts is None else attempts
         self._limits = limits
         self._guard = threading.Lock()
         self.faults: list[QvlError] = []

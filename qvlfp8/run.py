@@ -114,7 +114,8 @@ class Here:
 
     def built(self, step: Step) -> bool:
         """Whether a build's environment is there and on record; a run may be killed between the two."""
-        return self._executor.built(step) and self._store.record("build", step.digest) is not None
+        record = self._store.record("build", step.digest)
+        return self._executor.built(step) and record is not None and record.status == "pass"
 
     def intact(self, step: Step, record: Record | None) -> bool:
         """Whether what a step made is still in the store, byte for byte."""

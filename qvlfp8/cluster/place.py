@@ -118,6 +118,7 @@ class Cluster:
         self._homes: dict[str, str] = {}
         self._sent: dict[Any, _Sent] = {}
         self._waiting: deque[tuple[Task, int]] = deque()
+        self._over: list[str] = []
         self._due: list[_Due] = []
         self._attempts: dict[str, tuple[Attempt, ...]] = {}
         self._jobs = jobs
@@ -185,12 +186,30 @@ class Cluster:
         self._remote = ray.remote(max_retries=0, num_returns="streaming")(_entry())
 
     def start(self, task: Task) -> None:
-        """Hand a task to the cluster, when there may be room."""
-        self._waiting.append((task, 1))
+        """Hand a task to the cluster when there may be room; a step whose needs have not passed is skipped."""
+        ready = []
+        for step in task.steps:
+            because = self._blocked(step)
+            if because:
+                self._progress.skip(step, because)
+            else:
+                ready.append(step)
+        if ready:
+            self._waiting.append((replace(task, steps=tuple(ready)), 1))
+        else:
+            self._over.append(task.name)
+
+    def _blocked(self, step: Step) -> str:
+        for need in step.needs:
+            needed = self._plan.steps[need]
+            record = self._store.record(needed.stage, need) if needed.stage != "build" else None
+            if needed.stage != "build" and (record is None or record.status != "pass"):
+                return f"{needed.stage} of {needed.subject} has not passed"
+        return ""
 
     def ended(self) -> list[str]:
         """Take in what the nodes say until a task has ended, for good."""
-        done: list[str] = []
+        done, self._over = self._over, []
         while not done:
             self._send()
             for generator in self._ready():

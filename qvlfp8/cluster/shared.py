@@ -128,7 +128,7 @@ class SharedStore:
 
         with self._reached("written"):
             for parent in {path.parent for path in paths}:
-                self._fs.makedirs(f"{place}/{name}/{parent.relative_to(folder).as_posix()}", exist_ok=True)
+                self._make_folder(f"{place}/{name}/{parent.relative_to(folder).as_posix()}")
             entry = Entry(folder=name, made=made, files=dict(_at_once(send, paths)))
             self._write_whole(f"{place}/{ENTRY}", entry.model_dump_json().encode())
             self._sweep(place, name)
@@ -182,7 +182,7 @@ class SharedStore:
             SharedStoreError: it cannot be written.
         """
         with self._reached("written"):
-            self._fs.makedirs(f"{self._root}/signs", exist_ok=True)
+            self._make_folder(f"{self._root}/signs")
             self._write_whole(f"{self._root}/signs/{name}", b"")
 
     def signed(self, name: str) -> bool:
@@ -203,6 +203,11 @@ class SharedStore:
 
     def _place(self, stage: str, digest: str) -> str:
         return f"{self._root}/steps/{stage}/{digest}"
+
+    def _make_folder(self, path: str) -> None:
+        # A bucket is its owner's to make: it would be made here, under a name that was mistyped.
+        if self._local:
+            self._fs.makedirs(path, exist_ok=True)
 
     def _write_whole(self, path: str, content: bytes) -> None:
         if not self._local:
@@ -234,7 +239,7 @@ class SharedStore:
         """Turn what a file system raises into one class; each has exceptions of its own."""
         try:
             yield
-        except (SharedStoreError, FileNotFoundError):
+        except SharedStoreError:
             raise
         except Exception as error:
             raise SharedStoreError(

@@ -57,6 +57,8 @@ class Bench:
             **{name: value for name, value in self.drill.variables().items() if name not in {"HOME", "PATH"}},
             "QVLFP8_NODE_STORE": str(self.root / node_store),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # No daemon is at hand on these nodes.
+            "DOCKER_HOST": f"unix://{self.root / 'no-docker.sock'}",
             "RAY_agent_register_timeout_ms": "120000",
         }
 

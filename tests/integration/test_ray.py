@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +38,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
     cluster = Cluster()
     bench = Bench(tmp_path_factory.mktemp("ray"), cluster)
-    bench.add_node("head", num_cpus=0)
-    bench.add_node("one", num_cpus=2, memory=8_000_000_000)
+    small = 200_000_000
+    bench.add_node("head", num_cpus=0, object_store_memory=small)
+    bench.add_node("one", num_cpus=2, memory=8_000_000_000, object_store_memory=small)
     yield bench
     cluster.shutdown()  # type: ignore[no-untyped-call]
 
@@ -100,7 +103,7 @@ def test_a_node_of_another_qvlfp8_is_refused(bench: Bench) -> None:
         stream.write("# another\n")
     variables = {**bench.variables("three"), "PYTHONPATH": str(other.parent)}
     with environment(**variables):
-        node = bench.cluster.add_node(num_cpus=1)
+        node = bench.cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
     try:
         done = bench.run(bench.root / "refused")
     finally:
@@ -117,7 +120,7 @@ def test_a_store_that_a_node_does_not_reach_is_refused(bench: Bench) -> None:
 
 
 def test_a_node_lost_in_the_middle_costs_only_time(bench: Bench, undisturbed: Path) -> None:
-    node = bench.add_node("two", num_cpus=2)
+    node = bench.add_node("two", num_cpus=2, object_store_memory=200_000_000)
     store = bench.root / "lost-node"
     driver = bench.driver(store)
     try:
@@ -194,3 +197,37 @@ def test_a_damaged_entry_is_never_taken_and_is_made_anew(bench: Bench, undisturb
     second = bench.run(store)
     assert second.code == 1, second.said
     assert other_than(undisturbed, store) == []
+
+
+def test_a_full_object_store_stops_nothing(bench: Bench, undisturbed: Path) -> None:
+    script = (
+        "import sys, time, ray\n"
+        "ray.init(address=sys.argv[1], log_to_driver=False)\n"
+        "size = int(ray.cluster_resources()['object_store_memory'])\n"
+        "held = [ray.put(bytes(size // 20)) for _ in range(24)]\n"
+        "print(len(held), 'held', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", script, bench.cluster.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=bench.root, text=True) as hoarder:
+        try:
+            assert hoarder.stdout is not None
+            assert hoarder.stdout.readline() == "24 held\n"
+            store = bench.root / "full"
+            done = bench.run(store)
+        finally:
+            hoarder.kill()
+    assert done.code == 1, done.said
+    assert other_than(undisturbed, store) == []
+
+
+def test_an_error_that_stays_is_an_error_with_its_attempts(bench: Bench) -> None:
+    """A Docker daemon that is not there: of the machine, not of the checkpoint."""
+    store = bench.root / "no-daemon"
+    done = bench.run(store, "--inside", "docker", "--retries", "1")
+    assert done.code == 14, done.said
+    found = [entry.record for entry in records(store).values()]
+    assert {(record.stage, record.status) for record in found} == {("model", "error")}
+    assert all(len(record.attempts or ()) == 1 for record in found)
+    assert "blocked: model of seeing has not passed" in done.said
+    assert not list((store / "shared").glob("steps/*/*/entry.json"))

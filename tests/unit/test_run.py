@@ -194,6 +194,19 @@ def test_a_failed_build_blocks_its_own_cells_only_and_is_tried_again(bench: Benc
     assert bench.statuses("preflight") == {"pass"}
 
 
+def test_a_build_that_came_after_an_error_and_was_not_recorded_is_recorded(bench: Bench) -> None:
+    engine = FakeEngine(build_faults={"vllm-0.10.2": IndexUnreachableError("no answer")})
+    bench.run(engine)
+    engine.build_faults.clear()
+    engine.environments.add("vllm-0.10.2")  # made by a run that was killed before it could say so
+    seen, _ = bench.run(engine)
+    assert [status for stage, _, status in seen.steps if stage == "build"] == ["pass"]
+    (build,) = (step for step in bench.plan.steps.values() if step.subject == "vllm-0.10.2")
+    record = bench.project.store.record("build", build.digest)
+    assert record is not None
+    assert record.status == "pass"
+
+
 def test_an_engine_that_cannot_start_a_batch_does_not_stop_the_rest(bench: Bench) -> None:
     class WithoutGpu(FakeEngine):
         def run(self, environment: Any, batch: Batch, log: Path, on_event: Any) -> Exit:
