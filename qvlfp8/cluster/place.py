@@ -186,7 +186,7 @@ class Cluster:
         self._remote = ray.remote(max_retries=0, num_returns="streaming")(_entry())
 
     def start(self, task: Task) -> None:
-        """Hand a task to the cluster when there may be room; a step whose needs have not passed is skipped."""
+        """Hand a task over when there may be room; a step whose needs have not passed is skipped."""
         ready = []
         for step in task.steps:
             because = self._blocked(step)
