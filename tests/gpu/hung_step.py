@@ -14,15 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from qvlfp8.engine.process import Processes
+from qvlfp8.worker.run_bundle import gpus_here
 
 STEP = """
 import os, signal, sys, time
@@ -128,7 +131,8 @@ def main() -> int:
         and ended.timed_out
         and not left
     )
-    print(json.dumps({"good": good, **result, **({} if good else {"log": said})}))
+    where = {"gpus": gpus_here(), "torch": version("torch"), "python": platform.python_version()}
+    print(json.dumps({"good": good, **result, **where, **({} if good else {"log": said})}))
     return 0 if good else 1
 
 
