@@ -27,7 +27,7 @@ from qvlfp8.locks import Lock
 from qvlfp8.plan import LockKey, Step, repeat_command
 from qvlfp8.progress import Progress
 from qvlfp8.results import Attempt, Fault, Host, Record
-from qvlfp8.store import LOG, Store, writing
+from qvlfp8.store import LOG, Store, end_of, writing
 from qvlfp8.tasks import Task
 from qvlfp8.worker.generate import LOGPROBS
 
@@ -187,11 +187,12 @@ class Executor:
         def finish(step: Step, ended: Exit) -> None:
             scratch = jobs[step.digest].out
             result = _read_result(scratch)
-            verdict = judge(step.stage, result, ended, limit)
+            if not (scratch / LOG).exists():
+                with writing(scratch):
+                    _append(batch_log, scratch / LOG)
+            verdict = judge(step.stage, result, ended, limit, log=end_of(scratch / LOG))
             if verdict.status == "pass" and self._missed_baseline(step, scratch, result):
                 verdict = _MISSED_BASELINE
-            if not (scratch / LOG).exists():
-                _append(batch_log, scratch / LOG)
             kept.add(step.digest)
             self._keep(
                 step, scratch, verdict, started=started,
