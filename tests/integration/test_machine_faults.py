@@ -83,4 +83,5 @@ def test_out_of_memory_on_the_host_ends_the_command_with_cause_and_mend(
         ["quantize of", "out-of-memory: this machine", "mend: run fewer steps at once (--jobs 1)"],
     )
     records = [json.loads(path.read_text()) for path in sandbox.store.root.glob("steps/*/*/record.json")]
-    assert {r["stage"]: r["status"] for r in records} == {"model": "pass", "quantize": "error"}
+    found = {r["stage"]: r["status"] for r in records if r["stage"] != "build"}
+    assert found == {"model": "pass", "quantize": "error"}
