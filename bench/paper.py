@@ -187,7 +187,7 @@ def _lines(told: Assumed) -> Iterator[str]:
     yield (
         f"Transfers would become the limit below {near / (whole * 3600) / nodes / GB:.2f} GB/s a node, or "
         f"{far / (whole * 3600) / nodes / GB:.2f} GB/s without keeping. What planning such a matrix, a rerun and the "
-        "report cost on one machine, `python -m bench.scale` measures (CONTRIBUTING has the figures): seconds."
+        "report cost on one machine, `python -m bench.scale` measures (CONTRIBUTING has the figures)."
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from qvlfp8 import fault_errors
 from qvlfp8.cluster import connect
 from qvlfp8.cluster.lost import error_of, fault_of
 from qvlfp8.cluster.order import LockText, Setting, order_for
@@ -128,7 +129,8 @@ class Cluster:
             engine=_Elsewhere(setting.inside),
             environments=environments,
             locks=locks,
-            progress=progress,
+            # What is given up may be tried again: it is told once it is not.
+            progress=Progress(),
             site=Site(facts={"node": "none: given up by the driver"}),
             attempts=self._attempts,
         )
@@ -386,7 +388,7 @@ class Cluster:
     def _cause(self, sent: _Sent) -> Fault:
         """Why steps have no result though their task ended."""
         if sent.faults:
-            return Fault(kind=type(sent.faults[0]).__name__, message=sent.faults[0].problem)
+            return fault_errors.fault_of(sent.faults[0])
         return Fault(
             kind="no-result", message=f"the task ended on {sent.node or 'its node'} without a result"
         )

@@ -229,5 +229,7 @@ def test_an_error_that_stays_is_an_error_with_its_attempts(bench: Bench) -> None
     found = [entry.record for entry in records(store).values()]
     assert {(record.stage, record.status) for record in found} == {("model", "error")}
     assert all(len(record.attempts or ()) == 1 for record in found)
+    assert {record.fault.kind for record in found if record.fault} == {"daemon-gone"}
+    assert done.said.count("! model seeing  0.0 s") == 1, "told once, when it is not tried again"
     assert "blocked: model of seeing has not passed" in done.said
     assert not list((store / "shared").glob("steps/*/*/entry.json"))
