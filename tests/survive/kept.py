@@ -50,8 +50,13 @@ def not_whole(root: Path, found: Mapping[Key, Entry]) -> Iterator[str]:
         folder, record = root / "steps" / stage / name, entry.record
         if digest_of_what_was_made(folder) != record.made:
             yield f"{stage} {record.subject}: what it made is not what its record says"
-        if record.log is not None and digest.of_file(folder / record.log) != record.log_digest:
+        if record.log is not None and not _is_log(folder / record.log, record.log_digest):
             yield f"{stage} {record.subject}: its log is not the one that its record names"
+
+
+def _is_log(path: Path, named: str | None) -> bool:
+    """Whether a file is there and has the digest that its record names."""
+    return path.is_file() and digest.of_file(path) == named
 
 
 def finished(found: Mapping[Key, Entry]) -> set[Key]:
