@@ -98,18 +98,16 @@ def by_engine(count: int, folder: Path) -> None:
     from qvlfp8.cluster.shared import SharedStore
     from qvlfp8.environments import LockPolicy, Locks
     from qvlfp8.execute import TIME_LIMIT_S
-    from qvlfp8.plan import Plan, Step
+    from qvlfp8.plan import Plan, Step, Work
     from qvlfp8.progress import Progress
     from qvlfp8.run import Runner
     from qvlfp8.store import Store
 
     steps = {}
+    work = Work(stage="inspect", environment=None, params={}, inputs={})
     for number in range(count):
         digest = hashlib.sha256(f"{folder}/{number}".encode()).hexdigest()
-        steps[digest] = Step(
-            stage="inspect", subject=f"nothing/{number}", digest=digest, environment=None,
-            params={}, inputs={}, needs=(),
-        )  # fmt: skip
+        steps[digest] = Step(work=work, subject=f"nothing/{number}", digest=digest)
     plan = Plan(cells=(), steps=steps, stages={}, builds={})
     store, shared = Store(folder), SharedStore(f"file://{folder}/shared")
     policy = LockPolicy()

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase, translate
-from functools import cache, cached_property
+from functools import cache
 from typing import Annotated, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from qvlfp8.environments import Device, QuantizeEnvironment, ServeEnvironment
+from qvlfp8.lazy import lazy
 from qvlfp8.recipe import Recipe, Sentence
 from qvlfp8.yamlfile import Strict
 
@@ -165,17 +166,17 @@ class Cell:
     by_default: bool = True
     """Whether its row lets it belong to the default slice."""
 
-    @cached_property
+    @lazy
     def checkpoint(self) -> str:
         """``RECIPE/QUANTIZE/MODEL``: the id of the checkpoint that the cell serves."""
         return f"{self.recipe.id}/{self.quantize.id}/{self.model.id}"
 
-    @cached_property
+    @lazy
     def server(self) -> str:
         """``SERVE``, or ``SERVE+VARIANT``."""
         return self.serve.id + ("" if self.variant.id == PLAIN.id else f"+{self.variant.id}")
 
-    @cached_property
+    @lazy
     def id(self) -> str:
         """``RECIPE/QUANTIZE/MODEL/SERVE``, with ``+VARIANT`` unless it is the plain one."""
         return f"{self.checkpoint}/{self.server}"
@@ -185,7 +186,7 @@ class Cell:
         """``bf16/MODEL/SERVE``: the id of the unquantized model's run that this cell is compared with."""
         return f"bf16/{self.model.id}/{self.server}"
 
-    @cached_property
+    @lazy
     def stages(self) -> tuple[Stage, ...]:
         """Its stages. What is run on any machine need not be foretold: the CPU build has no preflight.
 

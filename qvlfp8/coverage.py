@@ -35,6 +35,7 @@ class Coverage:
 
     def __init__(self, expectations: Sequence[Expectation]) -> None:
         self._expectations = tuple(expectations)
+        self._of_recipe: dict[str, tuple[Covering, ...]] = {}
         self._alone: dict[str, tuple[tuple[Stage, Covering], ...]] = {}
         self._open: dict[str, tuple[_Open, ...]] = {}
 
@@ -55,15 +56,27 @@ class Coverage:
                     found[stage] = (*found.get(stage, ()), (left.index, known))
         return found
 
+    def _of(self, recipe: str) -> tuple[Covering, ...]:
+        """Those that may cover cells of a recipe: of most globs its name decides."""
+        if recipe not in self._of_recipe:
+            start = f"{recipe}/"
+            self._of_recipe[recipe] = tuple(
+                (index, one)
+                for index, one in enumerate(self._expectations)
+                if _matches(globs(one.cells), start) is not False
+                and _matches(globs(one.without), start) is not True
+            )
+        return self._of_recipe[recipe]
+
     def _of_checkpoint(self, cell: Cell) -> Iterator[tuple[Stage, Covering]]:
-        for index, one in enumerate(self._expectations):
+        for index, one in self._of(cell.recipe.id):
             for stage in one.shows:
                 if stage in OF_CHECKPOINT and one.covers(cell, stage):
                     yield stage, (index, one)
 
     def _left_open(self, cell: Cell) -> Iterator[_Open]:
         start = f"{cell.checkpoint}/"
-        for index, one in enumerate(self._expectations):
+        for index, one in self._of(cell.recipe.id):
             stages = tuple(stage for stage in one.shows if stage not in OF_CHECKPOINT)
             admitted = admits(one.modelopt, cell.quantize.modelopt) and admits(
                 one.transformers, cell.quantize.transformers

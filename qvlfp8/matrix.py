@@ -6,6 +6,7 @@ Nothing here knows how anything is run. Errors name the file, the line, the fiel
 from __future__ import annotations
 
 import difflib
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -201,6 +202,7 @@ def _expand(
         for index, row in enumerate(file.cells):
             for cell in _cells_of(document, file, recipes, row, ("cells", index)):
                 cells.setdefault(cell.id, cell)
+        gc.freeze()  # as a plan's steps: see there
     reasons: dict[str, str] = {}
     for index, exclusion in enumerate(file.exclusions):
         hit = [name for name in cells if fnmatchcase(name, exclusion.cells)]
@@ -316,6 +318,8 @@ def _check_runners(document: Document, file: MatrixFile) -> None:
 
 
 def _check_resources(document: Document, matrix: Matrix) -> None:
+    if not matrix.file.resources:
+        return
     subjects = dict.fromkeys(
         name for cell in matrix.cells for name in (cell.id, cell.checkpoint, cell.baseline)
     )

@@ -16,7 +16,8 @@ from qvlfp8.errors import UsageError
 from qvlfp8.evidence import Evidence
 from qvlfp8.locks import Lock, Target, find_lock, path_of, problem
 from qvlfp8.matrix import Matrix, read_matrix
-from qvlfp8.plan import NOTHING, LockKey, Plan, Step, make_plan
+from qvlfp8.plan import NOTHING, LockKey, Plan, Step
+from qvlfp8.planning import make_plan
 from qvlfp8.results import Record
 from qvlfp8.store import Store
 from qvlfp8.survey import Lookup, survey
@@ -132,7 +133,21 @@ class Project:
 
     def executed(self, step: Step) -> Record | None:
         """The record of a step that spares executing it: what needs no GPU is proven here, not trusted."""
-        return self.own(step) or (self.evidence.record(step) if step.stage == "generate" else None)
+        return self.own(step) or self._elsewhere(step)
+
+    def _elsewhere(self, step: Step) -> Record | None:
+        return self.evidence.record(step) if step.stage == "generate" else None
+
+    def finished(self, plan: Plan) -> set[str]:
+        """The digests of a plan's steps that are done, as the store is now: no run would execute them."""
+        there = self.store.digests()
+
+        def known(step: Step) -> Record | None:
+            # Of a large plan most steps have no entry: that is seen at once, for all of them.
+            own = self.own(step) if step.digest in there else None
+            return own or self._elsewhere(step)
+
+        return {digest for digest, seen in survey(plan, known).items() if seen.final}
 
     def older(self, step: Step) -> Record | None:
         """The newest record of a step's stage and subject that is not current; this machine's first."""

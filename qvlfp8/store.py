@@ -127,6 +127,12 @@ class Store:
         own = record.digest == digest and record.stage == stage and not record.elsewhere
         return record if own else None
 
+    def digests(self) -> frozenset[str]:
+        """The digests of all steps that have an entry now, whole or not."""
+        stages = (f"{self._steps}/{stage}" for stage in get_args(RecordedStage))
+        # No Path: of many entries, making one for each takes longer than to list them.
+        return frozenset(name for stage in stages if os.path.isdir(stage) for name in os.listdir(stage))  # noqa: PTH112, PTH208
+
     def records(self) -> Iterator[Record]:
         """Every record that is whole, by stage and digest; many are of no current step."""
         for path in sorted(self.root.glob(f"steps/*/*/{RECORD}")):

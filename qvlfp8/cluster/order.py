@@ -92,8 +92,9 @@ def order_for(
 
 
 def plain(step: Step) -> Step:
-    """The step with ordinary dictionaries, which can be pickled."""
-    return replace(step, params=_plain(step.params), inputs=_plain(step.inputs), asked=_plain(step.asked))
+    """The step with ordinary dictionaries and tuples, which can be pickled."""
+    work = replace(step.work, params=_plain(step.params), inputs=_plain(step.inputs))
+    return replace(step, work=work, asked=_plain(step.asked), evidence=tuple(step.evidence))
 
 
 def _plain(value: Any) -> Any:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from qvlfp8.cells import Cell, select
 from qvlfp8.github import github_plan
+from qvlfp8.json_lines import Listed, Named, json_stream
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
-from qvlfp8.survey import survey
 
 
 def show_plan(
@@ -23,17 +21,18 @@ def show_plan(
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
     plan = project.plan(cells, project.locks(cells))
-    cached = {digest for digest, seen in survey(plan, project.executed).items() if seen.final}
+    cached = project.finished(plan)
     without = (cell for cell, _ in project.matrix.excluded)
     asked = {cell.id for cell in select(without, only=only, everything=everything)}
     excluded = [(cell.id, reason) for cell, reason in project.matrix.excluded if cell.id in asked]
     left_out = [*excluded, *_not_asked(project, cells, only)]
     if as_json:
-        print(json.dumps(_plan_json(plan, cached, left_out), indent=1, ensure_ascii=False))
+        sys.stdout.writelines(json_stream(_plan_json(plan, cached, left_out)))
         return
-    for cell in cells:
-        steps = [f"{s.stage}{' ✓' if s.digest in cached else ''}" for s in plan.of_cell(cell)]
-        print(f"{cell.id}  {' · '.join(steps)}")
+    said = {name: f"{step.stage} ✓" if name in cached else step.stage for name, step in plan.steps.items()}
+    sys.stdout.writelines(
+        f"{cell.id}  {' · '.join([said[step] for step in plan.digests_of(cell)])}\n" for cell in cells
+    )
     for name, reason in excluded:
         print(f"- {name}  left out: {reason}")
     counts = Counter(reason for _, reason in left_out[len(excluded) :])
@@ -57,18 +56,21 @@ def _not_asked(project: Project, cells: Sequence[Cell], only: Sequence[str]) -> 
     return [(cell.id, why) for cell in project.matrix.cells if cell.id not in chosen]
 
 
-def _plan_json(plan: Plan, cached: set[str], left_out: list[tuple[str, str]]) -> dict[str, Any]:
+def _plan_json(plan: Plan, cached: set[str], left_out: list[tuple[str, str]]) -> dict[str, object]:
     return {
         "version": 1,
-        "cells": [{"id": c.id, "steps": [s.digest for s in plan.of_cell(c)]} for c in plan.cells],
-        "steps": {
-            d: {
-                "stage": s.stage,
-                "subject": s.subject,
-                "needs": list(s.needs),
-                "cached": d in cached,
-            }
-            for d, s in plan.steps.items()
-        },
-        "left_out": [{"id": name, "reason": reason} for name, reason in left_out],
+        "cells": Listed({"id": cell.id, "steps": list(plan.digests_of(cell))} for cell in plan.cells),
+        "steps": Named(
+            (
+                name,
+                {
+                    "stage": step.stage,
+                    "subject": step.subject,
+                    "needs": step.needs,
+                    "cached": name in cached,
+                },
+            )
+            for name, step in plan.steps.items()
+        ),
+        "left_out": Listed({"id": name, "reason": reason} for name, reason in left_out),
     }

@@ -19,7 +19,7 @@ import pytest
 from qvlfp8 import fatbin, source
 from qvlfp8.bundle import archives, jobs, packages
 from qvlfp8.errors import UsageError
-from qvlfp8.plan import Plan, Step
+from qvlfp8.plan import Plan, Step, Work
 from qvlfp8.worker import run_bundle
 from qvlfp8.worker.run_bundle import BundleError, sums
 
@@ -388,10 +388,8 @@ def test_only_the_jobs_without_a_result_are_run(host: Path) -> None:
 
 def test_batches_name_what_they_read_by_places_in_the_bundle(tmp_path: Path) -> None:
     def step(stage: Any, digest: str, *needs: str, params: dict[str, Any] | None = None) -> Step:
-        return Step(
-            stage=stage, subject=f"the {digest}", digest=digest, environment="vllm-1", params=params or {},
-            inputs={}, needs=needs,
-        )  # fmt: skip
+        work = Work(stage=stage, environment="vllm-1", params=params or {}, inputs={})
+        return Step(work=work, subject=f"the {digest}", digest=digest, needs=needs)
 
     options = {"exam": {"seed": 1}, "options": {"device": "cuda"}}
     steps = (

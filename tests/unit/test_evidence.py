@@ -10,7 +10,7 @@ import pytest
 from qvlfp8 import locks
 from qvlfp8.errors import FileFormatError
 from qvlfp8.evidence import Evidence
-from qvlfp8.plan import Step
+from qvlfp8.plan import Step, Work
 from qvlfp8.project import Project
 from qvlfp8.results import Host, Record
 from tests.unit.factory import MATRIX, open_project
@@ -46,13 +46,14 @@ def record(key: str = KEY, subject: str = "lm-fp8/modelopt-0.47.0/seeing/vllm-0.
 PARAMS = {"options": {"door": "engine"}}
 
 
-def step(key: str | None = KEY, **changed: Any) -> Step:
+def step(key: str | None = KEY, *, environment: str = "vllm-0.26.0", **changed: Any) -> Step:
+    work = Work(stage="generate", environment=environment, params=PARAMS, inputs={})
     fields: dict[str, Any] = {
-        "stage": "generate", "subject": "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0", "digest": "d",
-        "environment": "vllm-0.26.0", "params": PARAMS, "inputs": {}, "needs": (),
+        "subject": "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0",
+        "digest": "d",
         "evidence": (key,) if key else (),
-    }  # fmt: skip
-    return Step(**(fields | changed))
+    }
+    return Step(work=work, **(fields | changed))
 
 
 def test_what_is_added_is_found_by_its_key_alone(tmp_path: Path) -> None:

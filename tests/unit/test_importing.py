@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qvlfp8.importing import Expected, expected_of, read_results
-from qvlfp8.plan import Plan, Step
+from qvlfp8.plan import Plan, Step, Work
 from qvlfp8.worker.run_bundle import write_sums
 
 STEP = "d" * 64
@@ -105,9 +105,8 @@ def test_a_folder_without_results_gives_none(tmp_path: Path) -> None:
 
 def test_what_is_expected_follows_from_the_plan() -> None:
     def step(stage: Any, digest: str, *needs: str, **inputs: str) -> Step:
-        return Step(
-            stage=stage, subject=digest, digest=digest, environment="e", params={}, inputs=inputs, needs=needs
-        )
+        work = Work(stage=stage, environment="e", params={}, inputs=inputs)
+        return Step(work=work, subject=digest, digest=digest, needs=needs)
 
     steps = (
         step("build", "b", lock="l"), step("model", "m"), step("quantize", "q"), step("quantize", "not made"),

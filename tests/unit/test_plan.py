@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvlfp8 import plan
+from qvlfp8 import planning
 from qvlfp8.cells import GENERATED, STAGES, Cell, Stage
 from qvlfp8.plan import LockKey, Plan
 from tests.unit.factory import open_project
@@ -28,7 +28,7 @@ EXAM = {"seed": 1, "per_task": 2}
 
 
 def make_plan(cells: Iterable[Cell], locks: Mapping[LockKey, str]) -> Plan:
-    return plan.make_plan(cells, locks, EXAM)
+    return planning.make_plan(cells, locks, EXAM)
 
 
 def locks_for(cells: tuple[Cell, ...]) -> dict[LockKey, str]:
@@ -107,9 +107,13 @@ def test_a_changed_worker_changes_its_stage_and_what_follows(
     cells: tuple[Cell, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = make_plan(cells, locks_for(cells))
-    monkeypatch.setattr("qvlfp8.plan.source.of_worker", lambda name: "new" if name == "inspect" else "old")
+    monkeypatch.setattr(
+        "qvlfp8.planning.source.of_worker", lambda name: "new" if name == "inspect" else "old"
+    )
     first = make_plan(cells, locks_for(cells))
-    monkeypatch.setattr("qvlfp8.plan.source.of_worker", lambda name: "newer" if name == "inspect" else "old")
+    monkeypatch.setattr(
+        "qvlfp8.planning.source.of_worker", lambda name: "newer" if name == "inspect" else "old"
+    )
     hit = changed(first, make_plan(cells, locks_for(cells)))
     assert {text.split()[0] for text in hit} == {"inspect"}
     assert changed(before, first)

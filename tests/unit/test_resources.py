@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from qvlfp8.environments import Device
-from qvlfp8.plan import Step
+from qvlfp8.plan import Step, Work
 from qvlfp8.resources import Demand, ResourceRow, demand_of, lacking, together
 from qvlfp8.results import RecordedStage
 
@@ -18,10 +18,8 @@ PLAIN: Mapping[str, float] = {"CPU": 2.0, "memory": 8e9}
 def step(
     stage: RecordedStage = "generate", subject: str = "lm-fp8/m/s/vllm-0.26.0", device: Device = "cuda"
 ) -> Step:
-    return Step(
-        stage=stage, subject=subject, digest="0" * 64, environment="vllm-0.26.0", params={}, inputs={},
-        needs=(), device=device,
-    )  # fmt: skip
+    work = Work(stage=stage, environment="vllm-0.26.0", params={}, inputs={}, device=device)
+    return Step(work=work, subject=subject, digest="0" * 64)
 
 
 def test_a_step_takes_a_cpu_and_one_on_a_gpu_a_gpu() -> None:

@@ -143,6 +143,22 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+def test_what_is_done_is_what_no_run_would_execute(bench: Bench) -> None:
+    assert bench.project.finished(bench.plan) == set()
+
+    def dies(job: Job, batch: Batch) -> dict[str, Any] | None:
+        return None if batch.worker == "preflight" else passes(job, batch)
+
+    bench.run(FakeEngine(dies))
+    left = {step.digest for step in bench.plan.steps.values() if step.stage == "preflight"}
+    done = bench.project.finished(bench.plan)
+    assert done == set(bench.plan.steps) - left
+    # What is there and is no record is not done.
+    model = next(step for step in bench.plan.steps.values() if step.stage == "model")
+    (bench.project.store.entry("model", model.digest) / "record.json").write_text("{}")
+    assert model.digest not in bench.project.finished(bench.plan)
+
+
 def test_everything_runs_once_in_one_batch_an_environment(bench: Bench) -> None:
     engine = FakeEngine()
     seen, _ = bench.run(engine)
