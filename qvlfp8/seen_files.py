@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["SeenFiles"]
+__all__ = ["Mark", "SeenFiles", "mark_of"]
 
 Made = TypeVar("Made")
-_Mark = tuple[int, int, int, int, int]
+Mark = tuple[int, int, int, int, int]
+"""Device, inode, size in bytes, and when its content and its status were last changed, in ns since 1970."""
 
 
 class SeenFiles(Generic[Made]):
@@ -23,7 +24,7 @@ class SeenFiles(Generic[Made]):
     def __init__(self, make: Callable[[bytes], Made]) -> None:
         """``make`` makes of a file's bytes what is wanted; what it raises is not kept."""
         self._make = make
-        self._known: dict[str, tuple[_Mark, Made]] = {}
+        self._known: dict[str, tuple[Mark, Made]] = {}
 
     def read(self, path: str) -> Made:
         """What was made of the file.
@@ -32,15 +33,16 @@ class SeenFiles(Generic[Made]):
             OSError: it cannot be read.
         """
         known = self._known.get(path)
-        if known is not None and known[0] == _mark(os.stat(path)):  # noqa: PTH116
+        if known is not None and known[0] == mark_of(os.stat(path)):  # noqa: PTH116
             return known[1]
         with open(path, "rb") as stream:  # noqa: PTH123
             # Before it is read: what is written meanwhile changes the mark.
-            mark = _mark(os.fstat(stream.fileno()))
+            mark = mark_of(os.fstat(stream.fileno()))
             made = self._make(stream.read())
         self._known[path] = (mark, made)
         return made
 
 
-def _mark(status: os.stat_result) -> _Mark:
+def mark_of(status: os.stat_result) -> Mark:
+    """What another file, or the same with other content, would have otherwise."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from qvlfp8.report.render import print_table, to_json, to_markdown
 from qvlfp8.report.table import CellView
 from qvlfp8.run import Here, Runner
 from qvlfp8.store import writing
+from qvlfp8.unchanged import Outcome, Unchanged
 
 
 class UnexpectedError(QvlError):
@@ -55,43 +56,63 @@ def run_matrix(
         raise UsageError(
             f"{next(iter(of_cluster))} is for --engine ray", mend="add it, or leave the option out"
         )
-    console = Console(stderr=True)
+    console, screen = Console(stderr=True), Console()
+    asked = {"only": list(only), "everything": everything, "evidence": evidence, "engine": engine}
+    unchanged = _unchanged(matrix, screen, asked)
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
     faults: list[QvlError] = []
     lacking: Mapping[str, str] = {}
-    with ExitStack() as stack:
-        stack.enter_context(project.store.locked())
-        progress = stack.enter_context(ConsoleProgress(console, verbose=verbose))
-        if engine != "ray":
-            plan, _ = execute(
-                project,
-                cells,
-                progress,
-                engine=engine,
-                again=again,
-                evidence=evidence,
-                jobs=jobs,
-                faults=faults,
-            )
-        else:
-            from qvlfp8.commands.cluster import ClusterOptions, execute_on_cluster
+    done = False
+    with project.store.locked():
+        known = None if again or engine == "ray" else unchanged.outcome(project.store, _outputs(project))
+        if known is not None:
+            _show(known, screen, console)
+            return
+        with ConsoleProgress(console, verbose=verbose) as progress:
+            if engine != "ray":
+                executed = execute(
+                    project,
+                    cells,
+                    progress,
+                    engine=engine,
+                    again=again,
+                    evidence=evidence,
+                    jobs=jobs,
+                    faults=faults,
+                )
+                plan, done = executed.plan, executed.done
+            else:
+                from qvlfp8.commands.cluster import ClusterOptions, execute_on_cluster
 
-            options = ClusterOptions.of(of_cluster)
-            plan, faults, lacking = execute_on_cluster(
-                project, cells, progress, options, again=again, evidence=evidence, jobs=jobs
-            )
-    views = project.views(plan, project.executed, lacking)
-    _publish(project, views)
-    print_table(Console(), views)
-    console.print(_summary(project, plan, views), markup=False, highlight=False, soft_wrap=True)
-    if faults:
-        raise faults[0]
-    raise_for_errors(views)
-    surprises = dict.fromkeys(text for v in views for _, text in project.surprises(v) if text)
+                options = ClusterOptions.of(of_cluster)
+                plan, faults, lacking = execute_on_cluster(
+                    project, cells, progress, options, again=again, evidence=evidence, jobs=jobs
+                )
+        views = project.views(plan, project.executed, lacking)
+        _publish(project, views)
+        outcome = _outcome(project, plan, views, screen)
+        _show(outcome, screen, console)
+        if faults:
+            raise faults[0]
+        raise_for_errors(views)
+        surprises = dict.fromkeys(text for v in views for _, text in project.surprises(v) if text)
+        if done and not surprises:
+            unchanged.keep(outcome, project.store, _outputs(project))
     if surprises:
         listed = "\n".join(surprises)
         raise UnexpectedError(f"{len(surprises)} stages ended otherwise than matrix.yaml expects:\n{listed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executed:
+    """What came of executing a plan."""
+
+    plan: Plan
+    engine: Engine
+    """In which more can be run."""
+    done: bool
+    """Whether nothing is left to be executed."""
 
 
 def execute(
@@ -104,15 +125,12 @@ def execute(
     evidence: bool = True,
     jobs: int | None = None,
     faults: list[QvlError] | None = None,
-) -> tuple[Plan, Engine]:
+) -> Executed:
     """Execute what cells need and is not executed yet; the store is locked by the caller.
 
     Args:
         evidence: whether a committed record of another machine stands for a run.
         faults: takes what kept steps from being executed; without it the first is raised.
-
-    Returns:
-        The plan, and the engine, in which more can be run.
 
     Raises:
         QvlError: as above.
@@ -131,20 +149,45 @@ def execute(
         jobs=jobs,
     )
     lookup = project.executed if evidence else project.own
-    Runner(plan, place, progress=progress, lookup=lookup, again=again).run()
+    runner = Runner(plan, place, progress=progress, lookup=lookup, again=again)
+    runner.run()
     if faults is not None:
         faults += place.faults
-        return plan, running_in
-    if place.faults:
+    elif place.faults:
         raise place.faults[0]
-    raise_for_errors(project.views(plan, project.executed))
-    return plan, running_in
+    else:
+        raise_for_errors(project.views(plan, project.executed))
+    return Executed(plan=plan, engine=running_in, done=not place.faults and not runner.wanted())
+
+
+def _outputs(project: Project) -> tuple[Path, Path]:
+    return project.store.root / "matrix.md", project.store.root / "matrix.json"
 
 
 def _publish(project: Project, views: Sequence[CellView]) -> None:
     with writing(project.store.root):
-        (project.store.root / "matrix.md").write_text(to_markdown(views), encoding="utf-8")
-        (project.store.root / "matrix.json").write_text(to_json(views), encoding="utf-8")
+        for path, text in zip(_outputs(project), (to_markdown(views), to_json(views)), strict=True):
+            path.write_text(text, encoding="utf-8")
+
+
+def _unchanged(matrix: Path, screen: Console, asked: Mapping[str, object]) -> Unchanged:
+    """What a run reads, and how it shows what it comes to."""
+    shown = [screen.width, screen.is_terminal, screen.color_system, screen.encoding, screen.legacy_windows]
+    folder = matrix.parent
+    inputs = (matrix, folder / "recipes", folder / "containers" / "locks", folder / "results")
+    return Unchanged({**asked, "devices": sorted(devices()), "shown": shown}, inputs)
+
+
+def _outcome(project: Project, plan: Plan, views: Sequence[CellView], screen: Console) -> Outcome:
+    with screen.capture() as captured:
+        print_table(screen, views)
+    return Outcome(shown=captured.get(), summary=_summary(project, plan, views))
+
+
+def _show(outcome: Outcome, screen: Console, console: Console) -> None:
+    screen.file.write(outcome.shown)
+    screen.file.flush()
+    console.print(outcome.summary, markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(project: Project, plan: Plan, views: Sequence[CellView]) -> str:

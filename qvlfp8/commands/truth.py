@@ -58,13 +58,13 @@ def run_truth(
     with ExitStack() as stack:
         stack.enter_context(project.store.locked())
         progress = stack.enter_context(ConsoleProgress(Console(stderr=True), verbose=verbose))
-        plan, running_in = execute(project, cells, progress, engine=engine)
-        asked = asking(project, plan, cells, project.locks(cells), per_task=per_task)
+        executed = execute(project, cells, progress, engine=engine)
+        asked = asking(project, executed.plan, cells, project.locks(cells), per_task=per_task)
         if asked is None:
             raise QvlError("the good checkpoints could not be made", mend="see `qvlfp8 table`")
         work = project.store.root / "truth"
         with writing(work):
-            _run(asked, running_in, work, progress)
+            _run(asked, executed.engine, work, progress)
     verdicts = asked.judge(_results(work, asked.runs))
     line, held = session.summary(verdicts)
     print(session.table(verdicts))

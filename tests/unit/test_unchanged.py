@@ -1,0 +1,215 @@
+"""A run with nothing to do shows what the last one did - unless anything at all that it reads is another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qvlfp8.commands.matrix import run_matrix
+from qvlfp8.project import Project
+from tests.unit.factory import open_project
+from tests.unit.test_run import FakeEngine
+
+pytestmark = pytest.mark.usefixtures("fast_disk", "small_models")
+
+
+class Runs:
+    """`qvlfp8 matrix` in a project of one recipe; counts how often records were read and judged."""
+
+    def __init__(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.project: Project = open_project(root)
+        self.root = root
+        self.read = 0
+        self._capsys = capsys
+        monkeypatch.setattr("qvlfp8.commands.matrix.make_engine", self._engine)
+
+    def _engine(self, *_arguments: Any, **_options: Any) -> FakeEngine:
+        self.read += 1
+        return FakeEngine()
+
+    def run(self, **changed: Any) -> tuple[str, str]:
+        options: dict[str, Any] = {
+            "only": [], "everything": False, "again": False, "jobs": 1, "engine": "venv", "verbose": False,
+        }  # fmt: skip
+        run_matrix(self.root / "matrix.yaml", None, **(options | changed))
+        told = self._capsys.readouterr()
+        return told.out, told.err
+
+    def a_record(self) -> Path:
+        return min((self.project.store.root / "steps" / "preflight").glob("*/record.json"))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runs:
+    made = Runs(tmp_path, monkeypatch, capsys)
+    monkeypatch.setattr("qvlfp8.unchanged.SETTLED_NS", 0)
+    made.run()
+    return made
+
+
+def test_what_the_last_run_showed_is_shown_again_and_nothing_is_read(runs: Runs) -> None:
+    assert runs.read == 1
+    out, err = runs.run()
+    assert runs.read == 1
+    shutil.rmtree(runs.project.store.root / "tmp")
+    (runs.project.store.root / "unchanged.json").unlink()
+    assert runs.run() == (out, err)
+    assert runs.read == 2
+    assert "1 cells: 1 pass" in err
+    assert "lm-fp8/modelopt-0.41.0/tiny" in out
+
+
+def edit_matrix(runs: Runs) -> None:
+    path = runs.root / "matrix.yaml"
+    path.write_text(path.read_text() + "# another line\n")
+
+
+def edit_recipe(runs: Runs) -> None:
+    path = runs.root / "recipes" / "lm-fp8.yaml"
+    path.write_text(path.read_text().replace("FP8 language", "FP9 language"))
+
+
+def add_recipe(runs: Runs) -> None:
+    shutil.copy(runs.root / "recipes" / "lm-fp8.yaml", runs.root / "recipes" / "other.yaml")
+
+
+def touch_lock(runs: Runs) -> None:
+    os.utime(runs.root / "containers" / "locks" / "vllm-0.10.2.cpu.txt", (1, 1))
+
+
+def add_evidence(runs: Runs) -> None:
+    folder = runs.root / "results" / "nvidia-h100" / "vllm-0.10.2"
+    folder.mkdir(parents=True)
+    (folder / "truth.json").write_text("{}")
+
+
+def edit_record_with_its_old_time(runs: Runs) -> None:
+    path = runs.a_record()
+    before = path.stat()
+    text = path.read_text()
+    path.write_text(text.replace('"seconds": 1', '"seconds": 2', 1))
+    assert path.read_text() != text
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_record(runs: Runs) -> None:
+    path = runs.a_record()
+    shutil.copy2(path, path.with_suffix(".half"))
+    path.with_suffix(".half").replace(path)
+
+
+def lose_entry(runs: Runs) -> None:
+    shutil.rmtree(runs.a_record().parent)
+
+
+def lose_record(runs: Runs) -> None:
+    runs.a_record().unlink()
+
+
+def edit_output(runs: Runs) -> None:
+    (runs.project.store.root / "matrix.md").write_text("")
+
+
+def lose_output(runs: Runs) -> None:
+    (runs.project.store.root / "matrix.json").unlink()
+
+
+def bend_what_is_kept(runs: Runs) -> None:
+    (runs.project.store.root / "unchanged.json").write_text('{"of": 1}')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit_matrix, edit_recipe, add_recipe, touch_lock, add_evidence, edit_record_with_its_old_time,
+        replace_record, lose_entry, lose_record, edit_output, lose_output, bend_what_is_kept,
+    ],
+)  # fmt: skip
+def test_whatever_has_changed_all_is_read_and_judged_again(
+    runs: Runs, change: Callable[[Runs], None]
+) -> None:
+    change(runs)
+    runs.run()
+    assert runs.read == 2
+    assert (runs.project.store.root / "matrix.md").read_text()
+    assert (runs.project.store.root / "matrix.json").exists()
+
+
+def test_a_changed_file_of_the_package_counts(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = runs.root / "package"
+    package.mkdir()
+    monkeypatch.setattr("qvlfp8.unchanged.PACKAGE", package)
+    runs.run()
+    runs.run()
+    assert runs.read == 2
+    (package / "judge.py").write_text("")
+    runs.run()
+    assert runs.read == 3
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"everything": True}, {"only": ["*"]}, {"evidence": False}, {"engine": "docker"}, {"again": True}],
+)
+def test_whatever_else_is_asked_all_is_read(runs: Runs, asked: dict[str, Any]) -> None:
+    runs.run(**asked)
+    assert runs.read == 2
+
+
+def test_another_width_or_another_machine_is_another_question(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "61")
+    runs.run()
+    assert runs.read == 2
+    monkeypatch.setattr("qvlfp8.commands.matrix.devices", lambda: frozenset({"cpu", "cuda"}))
+    runs.run()
+    assert runs.read == 3
+
+
+def test_what_is_too_new_to_be_told_apart_is_not_relied_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Runs(tmp_path, monkeypatch, capsys)
+    monkeypatch.setattr("qvlfp8.unchanged.SETTLED_NS", 3600 * 10**9)
+    runs.run()
+    runs.run()
+    assert runs.read == 2
+
+
+def test_a_file_that_was_changed_while_it_was_read_is_not_relied_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Runs(tmp_path, monkeypatch, capsys)
+    monkeypatch.setattr("qvlfp8.unchanged.SETTLED_NS", 0)
+
+    def engine(*_arguments: Any, **_options: Any) -> FakeEngine:
+        edit_matrix(runs)
+        runs.read += 1
+        return FakeEngine()
+
+    monkeypatch.setattr("qvlfp8.commands.matrix.make_engine", engine)
+    runs.run()
+    runs.run()
+    assert runs.read == 2
+
+
+def test_what_was_not_as_expected_is_told_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Runs(tmp_path, monkeypatch, capsys)
+    monkeypatch.setattr("qvlfp8.unchanged.SETTLED_NS", 0)
+    path = tmp_path / "matrix.yaml"
+    expected = '- {cells: "lm-fp8/*", shows: {preflight: not-generative}, reason: it is to be seen}'
+    path.write_text(path.read_text().replace("expectations: []", f"expectations:\n  {expected}"))
+    for _ in range(2):
+        with pytest.raises(Exception, match="ended otherwise"):
+            runs.run()
+    assert runs.read == 2
