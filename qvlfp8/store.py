@@ -4,6 +4,7 @@
 
     .qvlfp8/
       lock                     held (flock) by the run that writes
+      unchanged.json           what the last run came to, if it left nothing to do
       tmp/                     what is being made; swept at the next start
       steps/STAGE/DIGEST/      record.json, log.txt, and what the step made: model/ or checkpoint/
       environments/NAME-DIGEST/
