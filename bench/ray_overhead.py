@@ -71,7 +71,7 @@ def measure(steps: int, times: int) -> None:
     """Print seconds and their ratio; ends the process with 1 if the bound does not hold."""
     import ray
 
-    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # type: ignore[arg-type]
+    ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # type: ignore[arg-type]
     took: dict[str, list[float]] = {"engine": [], "plain": [], "nothing": []}
     for number in range(times + 1):
         count = steps if number else 2 * WORKERS

@@ -47,6 +47,9 @@ def main(arguments: list[str]) -> None:
     """Guard one command, and end as it ends: with its exit code, or by its signal."""
     with contextlib.suppress(PermissionError):  # it leads one already
         os.setsid()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  (as below)
+        with contextlib.suppress(OSError):  # the one that lists them
+            os.set_inheritable(int(name), int(name) < 3)
     status = _guard(arguments[1:], os.environ, alive=int(arguments[0]), output=(1, 2), adopts=False)
     if status is None:
         os._exit(NOBODY_WAITS)
@@ -92,11 +95,11 @@ def serve(descriptor: int) -> None:
             connection.sendall(status.to_bytes(WORD, "little", signed=True))
 
     while True:
-        ready, _, _ = select.select([control, woken], [], [])
+        ready, _, _ = select.select([control.fileno(), woken], [], [])
         if woken in ready:
             os.read(woken, 1024)
             _childless()
-        if control not in ready:
+        if control.fileno() not in ready:
             continue
         message, handed_over, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
@@ -126,12 +129,13 @@ def _guard(
         Its wait status; None if the engine's process was gone before.
     """
     woken = _woken_by_children()
-    child = os.fork()
-    if child == 0:
-        _become(command, environment, output)
+    child = _started(command, environment, output)
+    # Else the command's output would not end with the command.
+    if child is None:
+        _let_go(*output)
+        return NOT_STARTED << 8
     # What asks politely (a container's end) is for the command to answer.
     signal.signal(signal.SIGTERM, lambda number, _frame: _pass_on(child, number))
-    # Else the command's output would not end with the command.
     _let_go(*output)
     status = _wait(child, alive, woken)
     _empty(os.getpid(), adopts=adopts)
@@ -162,22 +166,25 @@ def _woken_by_children() -> int:
     return woken
 
 
-def _become(command: list[str], environment: Mapping[str, str], output: tuple[int, int]) -> None:
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Python ignores two of them, and who serves the third; so would the command.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    for own, standard in zip(output, (1, 2), strict=True):
-        os.dup2(own, standard)
-    # What was inherited for the guard is the guard's to hold.
-    _let_go(0)
-    os.closerange(3, 1 << 16)
+def _started(command: list[str], environment: Mapping[str, str], output: tuple[int, int]) -> int | None:
+    """The command's pid; None, said on its standard error, if it cannot be executed.
+
+    What was inherited for the guard, or given to it, is the guard's to hold.
+    """
+    standard = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    standard += [(os.POSIX_SPAWN_DUP2, own, number) for own, number in zip(output, (1, 2), strict=True)]
     try:
-        os.execvpe(command[0], command, environment)  # noqa: S606  (an argument list, as the engine gave it)
+        return os.posix_spawnp(
+            command[0],
+            command,
+            environment,
+            file_actions=standard,
+            # Python ignores two of them, and who serves the third; so would the command.
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT],
+        )
     except OSError as error:
-        os.write(2, f"{command[0]}: {error.strerror}\n".encode())
-    os._exit(NOT_STARTED)
+        os.write(output[1], f"{command[0]}: {error.strerror}\n".encode())
+        return None
 
 
 def _pass_on(child: int, number: int) -> None:
