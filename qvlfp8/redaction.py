@@ -44,7 +44,7 @@ def known(environment: Mapping[str, str] = os.environ, *, of_files: bool = True)
         of_files: those of ``.netrc`` and of the hub's token file, too, which are opened for it.
     """
     files = (_netrc(environment), _hub_token(environment)) if of_files else ()
-    # What is the same as the last time has the same secrets: every log and record of a step is looked through.
+    # The same variables and files have the same secrets, and each log and record is looked through for them.
     return _known(tuple(environment.items()), tuple((file, _state(file)) for file in files))
 
 

@@ -7,6 +7,7 @@ is in the shared store, where a driver that is started again finds it.
 from __future__ import annotations
 
 import heapq
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qvlfp8 import fault_errors
 from qvlfp8.cluster import connect
 from qvlfp8.cluster.lost import error_of, fault_of
-from qvlfp8.cluster.order import LockText, Setting, order_for
+from qvlfp8.cluster.order import LockText, Setting, lock_keys, order_for
 from qvlfp8.cluster.retry import Retries, attempt_of, is_retried
 from qvlfp8.cluster.shared import SharedStore
 from qvlfp8.environments import Device, Environment
@@ -59,8 +60,6 @@ class _Sent:
     task: Task
     attempt: int
     started: str
-    held: Any
-    """The order in Ray's object store, as long as it may be read."""
     node: str = ""
     label: str = ""
     answered: set[str] = field(default_factory=set)
@@ -111,6 +110,8 @@ class Cluster:
         self._shared = shared
         self._environments = environments
         self._locks = {key: LockText.of(lock) for key, lock in locks.items()}
+        self._held: dict[LockKey, Any] = {}
+        """Locks in Ray's object store, as long as they may be read."""
         self._resources = resources
         self._setting = setting
         self._progress = progress
@@ -258,14 +259,12 @@ class Cluster:
             self._hand_over(*self._waiting.popleft())
 
     def _hand_over(self, task: Task, attempt: int) -> None:
-        import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         order = order_for(
             task,
             self._plan,
             environments=self._environments,
-            locks=self._locks,
             attempts=self._attempts,
             setting=self._setting,
         )
@@ -275,9 +274,17 @@ class Cluster:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                 node_id=home, soft=True, _spill_on_unavailable=True
             )
-        held = ray.put(order)
-        generator = self._remote.options(**options).remote(connect.identity(), [held])
-        self._sent[generator] = _Sent(task=task, attempt=attempt, started=now(), held=held)
+        locks = [self._shared_lock(key) for key in lock_keys(order) if key in self._locks]
+        generator = self._remote.options(**options).remote(connect.identity(), pickle.dumps(order), locks)
+        self._sent[generator] = _Sent(task=task, attempt=attempt, started=now())
+
+    def _shared_lock(self, key: LockKey) -> Any:
+        """A lock in Ray's object store, put there once for all tasks."""
+        import ray
+
+        if key not in self._held:
+            self._held[key] = ray.put({key: self._locks[key]})
+        return self._held[key]
 
     def _home_of(self, task: Task) -> str | None:
         """The node that has what a task needs: its environment, or the checkpoint that it looks at."""
@@ -420,10 +427,12 @@ class _Elsewhere:
         """Nothing runs here."""
 
 
-def _entry() -> Callable[[Mapping[str, str], list[Any]], Iterator[dict[str, Any]]]:
+def _entry() -> Callable[[Mapping[str, str], bytes, list[Any]], Iterator[dict[str, Any]]]:
     """What a Ray worker runs. Sent by value, so that it arrives where there is no, or another, qvlfp8."""
 
-    def entry(expected: Mapping[str, str], order: list[Any]) -> Iterator[dict[str, Any]]:
+    def entry(expected: Mapping[str, str], order: bytes, locks: list[Any]) -> Iterator[dict[str, Any]]:
+        import pickle
+
         import ray
 
         try:
@@ -440,7 +449,9 @@ def _entry() -> Callable[[Mapping[str, str], list[Any]], Iterator[dict[str, Any]
                 "because": f"a node that joined has {name} {own.get(name)}, and this driver {expected[name]}",
             }
             return
-        # Only now: what is inside a list is not opened before this runs.
-        yield from carry_out(ray.get(order[0]))
+        # Only now: neither bytes nor what is inside a list is opened before this runs.
+        found = ray.get(locks) if locks else []
+        told = pickle.loads(order)  # noqa: S301  (the driver's, as all that Ray carries)
+        yield from carry_out(told, {key: lock[key] for lock in found for key in lock})
 
     return entry

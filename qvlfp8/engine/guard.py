@@ -171,8 +171,11 @@ def _started(command: list[str], environment: Mapping[str, str], output: tuple[i
 
     What was inherited for the guard, or given to it, is the guard's to hold.
     """
-    standard = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-    standard += [(os.POSIX_SPAWN_DUP2, own, number) for own, number in zip(output, (1, 2), strict=True)]
+    standard = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output[0], 1),
+        (os.POSIX_SPAWN_DUP2, output[1], 2),
+    )
     try:
         return os.posix_spawnp(
             command[0],
