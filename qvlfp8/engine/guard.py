@@ -69,9 +69,17 @@ def serve(descriptor: int) -> None:
     woken = _woken_by_children()
     control = socket.socket(fileno=descriptor)
 
+    def take(connection: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+        """Bytes and descriptors; a command inherits nothing of what comes for its guard."""
+        content, descriptors, _, _ = socket.recv_fds(connection, size, most)
+        for taken in descriptors:
+            # Python 3.11 does not pass on the flag with which they would come so.
+            os.set_inheritable(taken, False)
+        return content, descriptors
+
     def guard_one(connection: socket.socket) -> None:
         """Guard what is asked for: first a word with the guard's pid, last one with the wait status."""
-        size, descriptors, _, _ = socket.recv_fds(connection, WORD, MOST_DESCRIPTORS)
+        size, descriptors = take(connection, WORD, MOST_DESCRIPTORS)
         left, parts = int.from_bytes(size, "little"), [b""]
         while left:
             parts.append(connection.recv(left))
@@ -101,7 +109,7 @@ def serve(descriptor: int) -> None:
             _childless()
         if control.fileno() not in ready:
             continue
-        message, handed_over, _, _ = socket.recv_fds(control, 1, 1)
+        message, handed_over = take(control, 1, 1)
         if not message:
             return
         with socket.socket(fileno=handed_over[0]) as connection, contextlib.suppress(OSError):
