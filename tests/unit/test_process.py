@@ -191,7 +191,9 @@ def parent_of(pid: int) -> int:
 
 
 # Says who it is, and ends when it is told to.
-WAITS = "import os, sys, time; print(os.getpid(), flush=True)\nwhile not os.path.exists({!r}): time.sleep(0.01)"
+WAITS = (
+    "import os, sys, time; print(os.getpid(), flush=True)\nwhile not os.path.exists({!r}): time.sleep(0.01)"
+)
 
 
 class InThread:
@@ -246,7 +248,18 @@ def test_what_guards_come_from_may_be_killed(tmp_path: Path) -> None:
 
 
 def test_what_never_stops_talking_is_ended_at_its_limit(tmp_path: Path) -> None:
-    ended, _, _ = run("while True: print('x' * 1000)", tmp_path, time_limit_s=2.0)
+    heard: list[str] = []
+
+    def slowly(line: str) -> None:
+        heard.append(line)
+        # There is always more to read; one that is never ended meets the test's own limit.
+        threading.Event().wait(0.001)
+        assert len(heard) < 10_000
+
+    ended = Processes(lambda _: None).run(
+        [sys.executable, "-c", "while True: print('x' * 1000)"],
+        environment=dict(os.environ), log=tmp_path / "log", on_line=slowly, time_limit_s=2.0,
+    )  # fmt: skip
     assert ended.timed_out
 
 
