@@ -13,6 +13,7 @@ import os
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 __all__ = ["SHOWN", "known", "redact", "scrub"]
@@ -42,18 +43,28 @@ def known(environment: Mapping[str, str] = os.environ, *, of_files: bool = True)
         environment: the caller's.
         of_files: those of ``.netrc`` and of the hub's token file, too, which are opened for it.
     """
+    files = (_netrc(environment), _hub_token(environment)) if of_files else ()
+    # The same variables and files have the same secrets, and each log and record is looked through for them.
+    return _known(tuple(environment.items()), tuple((file, _state(file)) for file in files))
+
+
+@lru_cache(maxsize=16)
+def _known(
+    environment: tuple[tuple[str, str], ...], files: tuple[tuple[str, tuple[int, ...]], ...]
+) -> tuple[str, ...]:
     plain: set[str] = set()
-    for name, value in environment.items():
+    for name, value in environment:
         if _NAMES.search(name):
             plain.add(value)
         for user, password in _USER_PART.findall(value):
             # An address with one part only has a token there.
             plain.add(password or user)
             plain.add(_basic(user, password))
-    if of_files:
-        for user, password in _of_netrc(environment):
+    if files:
+        (netrc, _), (token, _) = files
+        for user, password in _of_netrc(netrc):
             plain |= {password, _basic(user, password)}
-        plain |= set(_of_hub(environment))
+        plain |= set(_of_hub(token))
     forms = {form for value in plain if len(value) >= _SHORTEST for form in _forms(value)}
     return tuple(sorted(forms, key=len, reverse=True))
 
@@ -71,22 +82,37 @@ def _forms(value: str) -> Iterator[str]:
         yield json.dumps(form)[1:-1]
 
 
-def _of_netrc(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _netrc(environment: Mapping[str, str]) -> str:
+    return environment.get("NETRC") or str(Path(environment.get("HOME") or "/") / ".netrc")
+
+
+def _hub_token(environment: Mapping[str, str]) -> str:
+    caches = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME") or "/") / ".cache"
+    home = environment.get("HF_HOME") or str(Path(caches) / "huggingface")
+    return environment.get("HF_TOKEN_PATH") or str(Path(home) / "token")
+
+
+def _state(file: str) -> tuple[int, ...]:
+    """What is another as soon as a file is; empty where there is none."""
+    try:
+        status = os.stat(file)  # noqa: PTH116  (a Path takes longer to make)
+    except OSError:
+        return ()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _of_netrc(file: str) -> Iterator[tuple[str, str]]:
     import netrc  # where it is used: every command starts by way of this module
 
-    named = environment.get("NETRC") or str(Path(environment.get("HOME") or "/") / ".netrc")
     with contextlib.suppress(OSError, UnicodeDecodeError, netrc.NetrcParseError):
-        for user, account, password in netrc.netrc(named).hosts.values():
+        for user, account, password in netrc.netrc(file).hosts.values():
             yield user, password
             yield user, account
 
 
-def _of_hub(environment: Mapping[str, str]) -> Iterator[str]:
-    caches = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME") or "/") / ".cache"
-    home = environment.get("HF_HOME") or str(Path(caches) / "huggingface")
-    place = environment.get("HF_TOKEN_PATH") or str(Path(home) / "token")
+def _of_hub(file: str) -> Iterator[str]:
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        yield Path(place).read_text(encoding="utf-8").strip()
+        yield Path(file).read_text(encoding="utf-8").strip()
 
 
 def redact(text: str, *, of_files: bool = True) -> str:

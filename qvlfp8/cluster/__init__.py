@@ -3,6 +3,10 @@
 ::
 
     driver   place.py      starts tasks, takes in what they say, tries errors again (retry.py, lost.py)
+             line.py       the tasks whose turn has not come
+             ray_tasks.py  those that Ray has
+             finished.py   what is done, in the shared store and in the driver's
+             given_up.py   what the driver says where no node answered
              connect.py    finds the cluster, and sees that each node can do what is asked
     node     node.py       carries one task out with that node's own engine
              node_store.py where it does so

@@ -10,12 +10,12 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qvlfp8.cluster.node_store import NodeStore, default_root
-from qvlfp8.cluster.order import Order
+from qvlfp8.cluster.order import LockText, Order
 from qvlfp8.cluster.retry import is_retried
 from qvlfp8.cluster.shared import SharedStore
 from qvlfp8.engine import Engine
@@ -44,10 +44,10 @@ _END_S = 30.0
 """How long it waits then for what it has ended."""
 
 
-def carry_out(order: Order) -> Iterator[Event]:
-    """Carry out an order; ends what it has running when it is cancelled."""
+def carry_out(order: Order, locks: Mapping[LockKey, LockText]) -> Iterator[Event]:
+    """Carry out an order with the locks of its environments; ends what it has running when cancelled."""
     said: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-    running = _Running(order, said)
+    running = _Running(order, locks, said)
     thread = threading.Thread(target=running.work, daemon=True)
     yield {"event": "begin", "node": node_name(), "id": node_id()}
     thread.start()
@@ -80,8 +80,11 @@ def node_id() -> str:
 class _Running:
     """One order being carried out."""
 
-    def __init__(self, order: Order, said: queue.SimpleQueue[Event | None]) -> None:
+    def __init__(
+        self, order: Order, locks: Mapping[LockKey, LockText], said: queue.SimpleQueue[Event | None]
+    ) -> None:
         self._order = order
+        self._lock_texts = locks
         self._said = said
         self._guard = threading.Lock()
         self._engine: Engine | None = None
@@ -153,7 +156,7 @@ class _Running:
         folder = store.root / "requirements"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            return {key: text.written(folder) for key, text in self._order.locks.items()}
+            return {key: text.written(folder) for key, text in self._lock_texts.items()}
 
     def _fault(self, error: QvlError) -> None:
         self._said.put(

@@ -56,13 +56,12 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One task for a node."""
+    """One task for a node. The locks of its environments, which many tasks share, come apart from it."""
 
     task: Task
     steps: Mapping[str, Step]
     """By digest: the task's, and those that they read or are built in."""
     environments: Mapping[str, Environment]
-    locks: Mapping[LockKey, LockText]
     attempts: Mapping[str, tuple[Attempt, ...]]
     """Of steps that are tried again, the earlier tries."""
     setting: Setting
@@ -73,22 +72,24 @@ def order_for(
     plan: Plan,
     *,
     environments: Mapping[str, Environment],
-    locks: Mapping[LockKey, LockText],
     attempts: Mapping[str, tuple[Attempt, ...]],
     setting: Setting,
 ) -> Order:
     """All that one task's steps need of a plan, and no more."""
     needed = {need: plan.steps[need] for step in task.steps for need in step.needs}
     steps = {**needed, **{step.digest: step for step in task.steps}}
-    named = {(step.environment, step.device) for step in steps.values() if step.environment}
     return Order(
         task=Task(name=task.name, steps=tuple(plain(step) for step in task.steps)),
         steps={digest: plain(step) for digest, step in steps.items()},
-        environments={name: environments[name] for name, _ in named if name},
-        locks={key: locks[key] for key in locks if key in named},
+        environments={s.environment: environments[s.environment] for s in steps.values() if s.environment},
         attempts={step.digest: attempts[step.digest] for step in task.steps if step.digest in attempts},
         setting=setting,
     )
+
+
+def lock_keys(order: Order) -> frozenset[LockKey]:
+    """Of the environments that an order's steps run in, or build."""
+    return frozenset((step.environment, step.device) for step in order.steps.values() if step.environment)
 
 
 def plain(step: Step) -> Step:

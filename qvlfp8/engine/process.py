@@ -1,26 +1,29 @@
 """Processes: started in a session of their own, with a time limit, and ended with all their children.
 
-A guard leads each session (:mod:`qvlfp8.engine.guard`), which ends it should this process be killed.
+A guard leads each session (:mod:`qvlfp8.engine.guarded`), which ends it should this process be killed.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
+import io
 import os
+import select
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qvlfp8.disk import writing
-from qvlfp8.engine import Announce, Exit, guard
+from qvlfp8.engine import Announce, Exit
+from qvlfp8.engine.guarded import Guarded, start
 from qvlfp8.errors import WorkerError
 from qvlfp8.redaction import redact, scrub
 
@@ -46,8 +49,6 @@ class Processes:
         """
         self._announce = announce
         self._held = held
-        # Closed by the kernel when this process ends, however that is.
-        self._alive, self._closes = os.pipe()
         self._running: set[Family] = set()
         self._guard = threading.Lock()
         self._stopped = False
@@ -73,39 +74,27 @@ class Processes:
         mark = uuid.uuid4().hex
         with writing(log):
             opened = log.open("ab")
-        with opened as stream:
+        with opened as stream, contextlib.ExitStack() as ours:
             with self._guard:
                 if self._stopped:
                     raise Stopped
-                with _starting(command[0]):
-                    process = subprocess.Popen(
-                        self._guarded(command, environment),
-                        pass_fds=(self._alive, *self._held()),
-                        env={**environment, MARK: mark},
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE if on_line else stream,
-                        stderr=stream,
-                        start_new_session=True,
-                        text=True,
-                        errors="replace",
+                with _starting(command[0]), contextlib.ExitStack() as theirs:
+                    output, written = _pipe(ours, theirs) if on_line else (None, stream.fileno())
+                    guarded = start(
+                        [_found(command[0], environment), *command[1:]],
+                        {**environment, MARK: mark},
+                        output=written,
+                        errors=stream.fileno(),
+                        held=self._held(),
                     )
-                family = Family(leader=process.pid, mark=mark)
+                family = Family(leader=guarded.leader, mark=mark)
                 self._running.add(family)
-            timed_out = threading.Event()
-            timer = _deadline(family, time_limit_s, timed_out)
-            # A child that outlives the leader holds its output open: nobody would come to its end.
-            threading.Thread(target=_end_after, args=(family,), daemon=True).start()
             try:
-                if on_line and process.stdout is not None:
-                    for line in process.stdout:
-                        on_line(line)
-                process.wait()
+                timed_out = _follow(guarded, family, output, on_line, time_limit_s)
             finally:
-                timer.cancel()
-                family.end()
-                process.wait()
-                if process.stdout is not None:
-                    process.stdout.close()
+                if guarded.status is None:
+                    family.end()
+                guarded.close()
                 with self._guard:
                     self._running.discard(family)
         with writing(log):
@@ -113,18 +102,10 @@ class Processes:
         if self._stopped:
             raise Stopped
         return Exit(
-            code=process.returncode,
-            timed_out=timed_out.is_set(),
-            out_of_memory=process.returncode == -signal.SIGKILL
-            and not timed_out.is_set()
-            and killed.struck(),
+            code=guarded.code,
+            timed_out=timed_out,
+            out_of_memory=guarded.code == -signal.SIGKILL and not timed_out and killed.struck(),
         )
-
-    def _guarded(self, command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-        program = shutil.which(command[0], path=environment.get("PATH"))
-        if program is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
-        return [sys.executable, "-I", "-S", guard.__file__, str(self._alive), program, *command[1:]]
 
     def stop(self) -> None:
         """End every running command with its children, and start no more."""
@@ -176,23 +157,90 @@ def _starting(program: str) -> Iterator[None]:
         ) from error
 
 
-def _deadline(family: Family, limit: float | None, timed_out: threading.Event) -> threading.Timer:
-    def expire() -> None:
-        timed_out.set()
+def _found(program: str, environment: Mapping[str, str]) -> str:
+    """The program's path.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = shutil.which(program, path=environment.get("PATH"))
+    if path is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    return path
+
+
+def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe's ends, closed by whose each is."""
+    reads, writes = os.pipe()
+    ours.callback(os.close, reads)
+    theirs.callback(os.close, writes)
+    return reads, writes
+
+
+def _follow(
+    guarded: Guarded,
+    family: Family,
+    output: int | None,
+    on_line: Callable[[str], None] | None,
+    limit_s: float | None,
+) -> bool:
+    """Pass on what a command says until nothing of it is left; whether it was ended at its limit."""
+    deadline = None if limit_s is None else time.monotonic() + limit_s
+    timed_out = False
+    lines = _Lines(on_line) if on_line else None
+    ready = select.poll()
+    ready.register(guarded.fileno(), select.POLLIN)
+    if output is not None:
+        os.set_blocking(output, False)
+        ready.register(output, select.POLLIN)
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        found = {descriptor for descriptor, _ in ready.poll(None if left is None else left * 1e3)}
+        if deadline is not None and time.monotonic() >= deadline:
+            timed_out, deadline = True, None
+            family.end()
+        if output in found and lines is not None and not lines.take(output):
+            ready.unregister(output)
+        if guarded.fileno() in found:
+            break
+    guarded.wait()
+    if guarded.status is None:
+        # The guard was killed. A child that lives on would hold the output open.
         family.end()
-
-    timer = threading.Timer(limit if limit is not None else threading.TIMEOUT_MAX, expire)
-    timer.daemon = True
-    if limit is not None:
-        timer.start()
-    return timer
+    if output is not None and lines is not None:
+        lines.end(output)
+    return timed_out
 
 
-def _end_after(family: Family) -> None:
-    """Wait for the leader's end, and end the rest; who called takes the leader's exit status."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PID, family.leader, os.WEXITED | os.WNOWAIT)
-    family.end()
+class _Lines:
+    """Makes lines of what a descriptor that does not block gives."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._decoder = io.IncrementalNewlineDecoder(
+            codecs.getincrementaldecoder("utf-8")("replace"), translate=True
+        )
+        self._begun = ""
+
+    def take(self, descriptor: int) -> bool:
+        """Pass on the lines that are whole; False if no more will come."""
+        content = os.read(descriptor, 1 << 16)
+        self._pass_on(self._decoder.decode(content))
+        return bool(content)
+
+    def end(self, descriptor: int) -> None:
+        """Pass on what is left, a line without its end as well."""
+        with contextlib.suppress(BlockingIOError):
+            while self.take(descriptor):
+                pass
+        self._pass_on(self._decoder.decode(b"", final=True))
+        if self._begun:
+            self._on_line(self._begun)
+
+    def _pass_on(self, text: str) -> None:
+        *whole, self._begun = (self._begun + text).split("\n")
+        for line in whole:
+            self._on_line(f"{line}\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,3 +170,118 @@ def test_a_killed_driver_takes_its_commands_with_it_and_keeps_the_store_until_th
 def test_a_command_that_is_not_there_is_not_started(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="no-such-command cannot be started"):
         Processes(lambda _: None).run(["no-such-command"], environment={}, log=tmp_path / "log")
+
+
+def test_a_killed_driver_takes_what_left_the_session_with_it(tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "store"), ESCAPED + "time.sleep(600)", str(tmp_path / "log")]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert driver.stdout is not None
+    with driver, driver.stdout as said:
+        child = int(said.readline())
+        driver.kill()
+        driver.wait()
+    with Store(tmp_path / "store").locked():
+        assert gone(child)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+# Says who it is, and ends when it is told to.
+WAITS = (
+    "import os, sys, time; print(os.getpid(), flush=True)\nwhile not os.path.exists({!r}): time.sleep(0.01)"
+)
+
+
+class InThread:
+    """A command that runs meanwhile, until a file is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.told = folder / "end"
+        self.lines: list[str] = []
+        self.ended: list[Exit] = []
+        self._folder = folder
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        code = WAITS.format(str(self.told))
+        self.ended.append(
+            Processes(lambda _: None).run(
+                [sys.executable, "-c", code],
+                environment=dict(os.environ),
+                log=self._folder / "other-log",
+                on_line=self.lines.append,
+            )
+        )
+
+    def __enter__(self) -> InThread:
+        self._thread.start()
+        wait_for(lambda: bool(self.lines))
+        self.pid = int(self.lines[0])
+        self.guard = parent_of(self.pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.told.touch()
+        self._thread.join(20)
+
+
+def test_a_killed_guard_takes_its_command_with_it(tmp_path: Path) -> None:
+    with InThread(tmp_path) as other:
+        os.kill(other.guard, 9)
+        wait_for(lambda: bool(other.ended))
+        assert other.ended == [Exit(code=-9)]
+        assert gone(other.pid)
+
+
+def test_what_guards_come_from_may_be_killed(tmp_path: Path) -> None:
+    """Commands that run go on, and another one comes for those that follow."""
+    with InThread(tmp_path) as other:
+        os.kill(parent_of(other.guard), 9)
+        assert run("print('next')", tmp_path)[:2] == (Exit(code=0), ["next\n"])
+        assert not other.ended
+        assert not gone(other.pid)
+    assert other.ended == [Exit(code=0)]
+
+
+def test_what_never_stops_talking_is_ended_at_its_limit(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def slowly(line: str) -> None:
+        heard.append(line)
+        # There is always more to read; one that is never ended meets the test's own limit.
+        threading.Event().wait(0.005)
+        assert len(heard) < 2_000
+
+    ended = Processes(lambda _: None).run(
+        [sys.executable, "-c", "while True: print('x' * 1000)"],
+        environment=dict(os.environ), log=tmp_path / "log", on_line=slowly, time_limit_s=2.0,
+    )  # fmt: skip
+    assert ended.timed_out
+
+
+def test_lines_come_whole_whatever_they_hold(tmp_path: Path) -> None:
+    said = r"a\r\n" + "x" * 70_000 + r"\n\xff\rb"
+    code = f"import sys; sys.stdout.buffer.write(b'{said}'); sys.stdout.flush()"
+    assert run(code, tmp_path)[1] == ["a\n", "x" * 70_000 + "\n", "\ufffd\n", "b"]
+
+
+def test_a_command_has_its_variables_and_the_callers_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More variables than a socket takes at once; no input, no other descriptor."""
+    run("pass", tmp_path)  # what guards come from has been in another folder since
+    monkeypatch.chdir(tmp_path)
+    many = {f"V{number}": "v" * 100_000 for number in range(5)}
+    code = (
+        "import os, sys; print(os.getcwd(), sum(len(os.environ[f'V{n}']) for n in range(5)),"
+        " 'HOME' in os.environ, sys.stdin.read() == '', sorted(map(int, os.listdir('/proc/self/fd')))[:-1])"
+    )
+    lines: list[str] = []
+    ended = Processes(lambda _: None).run(
+        [sys.executable, "-c", code], environment=many, log=tmp_path / "log", on_line=lines.append
+    )
+    assert (ended, lines) == (Exit(code=0), [f"{tmp_path} 500000 False True [0, 1, 2]\n"])

@@ -39,6 +39,16 @@ def test_files_of_the_caller_are_known(tmp_path: Path) -> None:
     assert {"netrcpass", "hf_ofafile"} <= set(found)
 
 
+def test_a_token_that_changes_is_known_at_once(tmp_path: Path) -> None:
+    token = tmp_path / ".cache" / "huggingface" / "token"
+    token.parent.mkdir(parents=True)
+    for value in ("hf_first", "hf_other"):  # of one length
+        token.write_text(value)
+        assert known({"HOME": str(tmp_path)}) == (value,)
+    token.unlink()
+    assert known({"HOME": str(tmp_path)}) == ()
+
+
 def test_what_is_no_secret_stays() -> None:
     assert known({**PLAIN, "PIP_INDEX_URL": "https://index.example/simple", "NAME": "a@b.example"}) == ()
 
