@@ -122,6 +122,7 @@ def view_cells(
     seen: Mapping[str, Seen],
     bounds: Callable[[Cell], Bounds],
     lacking: Mapping[str, str] = NOTHING,
+    answered: Answered | None = None,
 ) -> tuple[CellView, ...]:
     """All cells of a plan with what their records say.
 
@@ -130,13 +131,15 @@ def view_cells(
         seen: what is known of its steps.
         bounds: those of a cell's recipe.
         lacking: what steps ask for that no machine has, by digest.
+        answered: what is known already of what runs say; takes what is scored now.
     """
+    known = Answered() if answered is None else answered
     return tuple(
         CellView(
             cell=cell,
             stages=tuple(
                 _lacking(view, lacking)
-                for view in (*_executed(plan, seen, cell), *_generated(plan, seen, cell, bounds))
+                for view in (*_executed(plan, seen, cell), *_generated(plan, seen, cell, bounds, known))
             ),
         )
         for cell in plan.cells
@@ -214,7 +217,7 @@ def _needs(step: Step) -> str:
 
 
 def _generated(
-    plan: Plan, seen: Mapping[str, Seen], cell: Cell, bounds: Callable[[Cell], Bounds]
+    plan: Plan, seen: Mapping[str, Seen], cell: Cell, bounds: Callable[[Cell], Bounds], answered: Answered
 ) -> Iterable[StageView]:
     """The stages that one run of vLLM answers, scored against the run of the unquantized model."""
     stages = tuple(stage for stage in cell.stages if stage in GENERATED)
@@ -232,10 +235,27 @@ def _generated(
         because = "the unquantized model was run anew since, on this machine; the checkpoint on another"
         views = [StageView(stage=stage, status="stale", because=because) for stage in stages]
     else:
-        views = list(answers(record, baseline, bounds(cell)))
+        views = list(answered.of(record, baseline, bounds(cell)))
     earlier = seen[step.digest].earlier_worker or control.earlier_worker
     for view in views:
         yield replace(view, digest=step.digest, device=step.device, where=record.host, earlier_worker=earlier)
+
+
+class Answered:
+    """What runs of vLLM say, scored once however often it is asked for: scoring goes through all answers."""
+
+    def __init__(self) -> None:
+        self._known: dict[
+            tuple[int, int, Bounds], tuple[Record, Record | None, tuple[StageView, ...]]
+        ] = {}
+
+    def of(self, record: Record, baseline: Record | None, bounds: Bounds) -> tuple[StageView, ...]:
+        """As :func:`answers`."""
+        # Records are large; who looks one up twice gets the same object. Kept here, its id is no other's.
+        key = (id(record), id(baseline), bounds)
+        if key not in self._known:
+            self._known[key] = (record, baseline, tuple(answers(record, baseline, bounds)))
+        return self._known[key][2]
 
 
 def answers(record: Record, baseline: Record | None, bounds: Bounds) -> Iterable[StageView]:
