@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from qvlfp8.site import pieces
 from qvlfp8.site.names import slug
 
 __all__ = ["CSP", "assets", "render"]
@@ -43,6 +44,10 @@ def _sentence(text: str) -> str:
 
 
 _ENVIRONMENT.filters["sentence"] = _sentence
+_ENVIRONMENT.globals |= {
+    piece.__name__: piece
+    for piece in (pieces.commands, pieces.finding, pieces.mark, pieces.status, pieces.values)
+}
 
 
 def render(template: str, *, root: str = "", here: str = "", csp: str = CSP, **values: Any) -> str:
