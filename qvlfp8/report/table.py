@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from qvlfp8 import results, scoring
@@ -73,15 +73,18 @@ class CellView:
     cell: Cell
     stages: tuple[StageView, ...]
 
-    @property
+    @cached_property
     def decisive(self) -> StageView:
         """The stage that the table shows: the worst one; the last that was run if all passed.
 
         A run of vLLM that passed answers for a stage before it that was not executed on this machine, or
         not since it has changed; one that cannot be had here, for want of a GPU, does not hide what was.
         """
+        found = {view.status for view in self.stages}
         ran = [view for view in self.stages if view.stage in GENERATED and view.status == "pass"]
         for status in (*_BAD, *_ABSENT):
+            if status not in found:
+                continue
             for view in self.stages:
                 answered = bool(ran) and status in {"stale", *_ABSENT} and view.stage not in GENERATED
                 if view.status == status and not view.excused and not answered:
@@ -90,7 +93,10 @@ class CellView:
 
     def stage(self, name: Stage) -> StageView | None:
         """One stage; None if the cell's model has not got it."""
-        return next((view for view in self.stages if view.stage == name), None)
+        for view in self.stages:
+            if view.stage == name:
+                return view
+        return None
 
 
 def difference(view: CellView) -> str | None:

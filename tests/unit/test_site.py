@@ -26,9 +26,10 @@ from qvlfp8.results import Status
 from qvlfp8.scoring import Bounds
 from qvlfp8.site import chart, compatibility, rendering
 from qvlfp8.site.badges import COLOURS, badge_of
+from qvlfp8.site.cell_page import cell_text
 from qvlfp8.site.cell_view import ExamShown, make_page
 from qvlfp8.site.data import Site, SiteCell, gather
-from qvlfp8.site.files import cell_text, site_files
+from qvlfp8.site.files import site_files
 from qvlfp8.site.matrix_view import lay_out
 from qvlfp8.site.measured import values_of
 from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
