@@ -14,32 +14,39 @@ from qvlfp8.results import Status
 from qvlfp8.site import pieces, rendering
 from qvlfp8.site.cell_view import CellPage, Common, ExamShown, Execution, make_page
 from qvlfp8.site.data import Site, SiteCell, record_name
-from qvlfp8.site.matrix_view import Group, Row
+from qvlfp8.site.matrix_view import Row
 from qvlfp8.site.outcome import MEANINGS, WORDS
 
-__all__ = ["Pages", "cell_pages", "cell_text"]
+__all__ = ["CellPages", "Pages", "by_checkpoint", "cell_text"]
 
 _ROOT = "../"
 
 
-def cell_pages(site: Site, groups: Iterable[Group], exam: ExamShown) -> Iterator[tuple[str, str]]:
-    """Path and text of a page for each cell of which something was executed."""
-    pages = Pages()
-    common = Common()
-    for group in groups:
-        for rows in _by_checkpoint(group.rows):
-            # Its cells, however they were run, have in common what is the checkpoint's alone.
-            common.of_checkpoint.clear()
-            for row in rows:
-                line = [cell for cell in row.cells if cell is not None]
-                for cell in line:
-                    if cell.page is not None:
-                        yield cell.page, pages.text(make_page(site, cell, line, exam, common))
+class CellPages:
+    """The pages of a site's cells."""
+
+    def __init__(self, site: Site, exam: ExamShown) -> None:
+        self._site = site
+        self._exam = exam
+        self._pages = Pages()
+        self._common = Common()
+
+    def of(self, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
+        """Path and text of a page for each cell of one checkpoint of which something was executed."""
+        # Its cells, however they were run, have in common what is the checkpoint's alone.
+        self._common.of_checkpoint.clear()
+        for row in rows:
+            line = [cell for cell in row.cells if cell is not None]
+            for cell in line:
+                if cell.page is not None:
+                    page = make_page(self._site, cell, line, self._exam, self._common)
+                    yield cell.page, self._pages.text(page)
 
 
-def _by_checkpoint(rows: Sequence[Row]) -> Iterator[Iterable[Row]]:
+def by_checkpoint(rows: Sequence[Row]) -> Iterator[tuple[Row, ...]]:
+    """The rows of each checkpoint, which stand together."""
     for _, found in groupby(rows, key=lambda row: row.checkpoint):
-        yield found
+        yield tuple(found)
 
 
 def cell_text(page: CellPage) -> str:
