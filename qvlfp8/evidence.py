@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -33,8 +34,8 @@ class Evidence:
         """``accelerator``: the one that is named; ``like``: who has read some of the same files."""
         self.root = root
         self._accelerator = accelerator
-        self._seen = like._seen if like else SeenFiles(_whole)
-        self._keys = like._keys if like else SeenFiles(_key_of)
+        self._seen: SeenFiles[_Whole] = like._seen if like else SeenFiles(partial(_whole, {}))
+        self._keys: SeenFiles[str | None] = like._keys if like else SeenFiles(_key_of)
         self.kept = KeptRecords(root)
 
     @property
@@ -167,11 +168,38 @@ def _contradiction(record: Record, step: Step) -> str | None:
     return next((name for name, (one, other) in said.items() if one != other), None)
 
 
-def _whole(content: bytes) -> tuple[Record, str | None]:
-    """A file's record, and what of its measurements is not as it has to be."""
+_Whole = tuple[Record, str | None]
+"""A file's record, and what of its measurements is not as it has to be."""
+
+_Known = dict[str, list[dict[str, Any]]]
+"""Question -> answers to it that some record has."""
+
+
+def _whole(known: _Known, content: bytes) -> _Whole:
     record = Record.model_validate_json(content)
-    measured = record.stage == "generate" and record.status == "pass"
-    return record, fault_of(record.measured) if measured else None
+    if record.stage != "generate" or record.status != "pass":
+        return record, None
+    fault = fault_of(record.measured)
+    if fault is None:
+        _share(record.measured["answers"], known)
+    return record, fault
+
+
+def _share(answers: list[dict[str, Any]], known: _Known) -> None:
+    """Keep equal answers once: most models answer most questions alike, and they are most of a record."""
+    for place, answer in enumerate(answers):
+        others = known.setdefault(answer["id"], [])
+        for other in others:
+            if other == answer:
+                answers[place] = other
+                break
+        else:
+            if len(others) < _VARIANTS:
+                others.append(answer)
+
+
+_VARIANTS = 4
+"""Answers to a question that are looked through."""
 
 
 def _key_of(content: bytes) -> str | None:

@@ -251,9 +251,7 @@ class Answered:
     """What runs of vLLM say, scored once however often it is asked for: scoring goes through all answers."""
 
     def __init__(self) -> None:
-        self._known: dict[
-            tuple[int, int, Bounds], tuple[Record, Record | None, tuple[StageView, ...]]
-        ] = {}
+        self._known: dict[tuple[int, int, Bounds], tuple[Record, Record | None, tuple[StageView, ...]]] = {}
 
     def of(self, record: Record, baseline: Record | None, bounds: Bounds) -> tuple[StageView, ...]:
         """As :func:`answers`."""

@@ -15,7 +15,15 @@ from qvlfp8.site.outcome import Outcome
 from qvlfp8.site.untrusted import plain
 from qvlfp8.yamlfile import Strict
 
-__all__ = ["CellDocument", "FindingDocument", "RowDocument", "SiteDocument", "StageDocument", "document", "text"]
+__all__ = [
+    "CellDocument",
+    "FindingDocument",
+    "RowDocument",
+    "SiteDocument",
+    "StageDocument",
+    "document",
+    "text",
+]
 
 
 class StageDocument(Strict):

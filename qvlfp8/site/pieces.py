@@ -69,7 +69,7 @@ def values(rows: Sequence[Value]) -> Markup:
     if not rows:
         return _html("")
     told = [
-        f'<div{_WIDE if row.wide else ""}><dt>{escaped(row.name)}</dt><dd>{_value(row)}</dd></div>\n'
+        f"<div{_WIDE if row.wide else ''}><dt>{escaped(row.name)}</dt><dd>{_value(row)}</dd></div>\n"
         for row in rows
     ]
     return _html(f'<dl class="pairs">\n{"".join(told)}</dl>')
@@ -77,9 +77,7 @@ def values(rows: Sequence[Value]) -> Markup:
 
 def _value(row: Value) -> str:
     if row.parts:
-        parts = (
-            f"<div><dt>{escaped(part.name)}</dt><dd>{_value(part)}</dd></div>" for part in row.parts
-        )
+        parts = (f"<div><dt>{escaped(part.name)}</dt><dd>{_value(part)}</dd></div>" for part in row.parts)
         return f'<dl class="parts">{"".join(parts)}</dl>'
     if row.items:
         items = "".join(f"<li>{escaped(item)}</li>" for item in row.items)

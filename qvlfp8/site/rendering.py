@@ -35,6 +35,8 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    # Templates do not change while a command runs; looking takes a tenth of the rendering.
+    auto_reload=False,
 )
 _ENVIRONMENT.filters["slug"] = slug
 

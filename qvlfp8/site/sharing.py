@@ -1,4 +1,4 @@
-"""Work in shares, done by several processes: each is a fork of this one, and takes what no other has taken."""
+"""Work in shares, done by several processes: forks of this one, each taking what no other has taken."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _fork(
                 # Killed: nobody waits for what is made here.
                 return
             work(number)
-    except Exception as error:  # noqa: BLE001  (raised again by who started this)
+    except Exception as error:  # raised again by who started this
         raised = error
     sender.send(raised)
 
