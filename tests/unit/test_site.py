@@ -732,6 +732,24 @@ def test_what_a_process_cannot_write_is_said_and_the_old_site_stays(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".site")] == []
 
 
+def test_what_another_process_raises_is_raised_here(tmp_path: Path) -> None:
+    main = os.getpid()
+    tried = tmp_path / "tried"
+
+    def work(_number: int) -> None:
+        if os.getpid() != main:
+            tried.touch()
+            raise UsageError("there", mend="look there")
+
+    def meanwhile() -> None:
+        while not tried.exists():
+            os.sched_yield()
+
+    with pytest.raises(UsageError, match="there") as raised:
+        in_shares(8, work, meanwhile, count=2)
+    assert raised.value.mend == "look there"
+
+
 def test_a_process_that_is_ended_from_outside_is_told(tmp_path: Path) -> None:
     main = os.getpid()
     waited = tmp_path / "taken"
