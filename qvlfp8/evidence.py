@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,12 +30,12 @@ class Evidence:
     several accelerators, the one with the most records speaks for it, or the one that is named.
     """
 
-    def __init__(
-        self, root: Path, accelerator: str | None = None, seen: SeenFiles[Record] | None = None
-    ) -> None:
+    def __init__(self, root: Path, accelerator: str | None = None, like: Evidence | None = None) -> None:
+        """``accelerator``: the one that is named; ``like``: who has read some of the same files."""
         self.root = root
         self._accelerator = accelerator
-        self._seen = seen or SeenFiles(Record.model_validate_json)
+        self._seen: SeenFiles[_Whole] = like._seen if like else SeenFiles(partial(_whole, {}))
+        self._keys: SeenFiles[str | None] = like._keys if like else SeenFiles(_key_of)
         self.kept = KeptRecords(root)
 
     @property
@@ -44,7 +45,7 @@ class Evidence:
 
     def at(self, accelerator: str) -> Evidence:
         """The records of one accelerator alone."""
-        return Evidence(self.root, accelerator, self._seen)
+        return Evidence(self.root, accelerator, self)
 
     def record(self, step: Step) -> Record | None:
         """The record that stands for a step which was executed elsewhere.
@@ -106,12 +107,12 @@ class Evidence:
 
     def _read(self, path: Path) -> Record:
         try:
-            record = self._seen.read(str(path))
+            record, fault = self._seen.read(str(path))
         except ValidationError as error:
             raise FileFormatError(f"{path}: not a record: {first_fault(error)}", mend=_ANEW) from None
         except OSError as error:
             raise FileFormatError(f"{path}: cannot be read: {error.strerror}", mend=_ANEW) from None
-        if record.stage == "generate" and record.status == "pass" and (fault := fault_of(record.measured)):
+        if fault:
             raise FileFormatError(f"{path}: not a record of a run: {fault}", mend=_ANEW)
         return record
 
@@ -137,9 +138,8 @@ class Evidence:
         """Records are not read whole: most questions are about few of them."""
         found = {}
         for path in self._speaking():
-            key = _KEY.search(path.read_bytes())
-            if key:
-                found[key[1].decode()] = path
+            if key := self._keys.read(str(path)):
+                found[key] = path
             elif (record := self._read(path)).evidence:
                 found[record.evidence] = path
         return found
@@ -166,6 +166,45 @@ def _contradiction(record: Record, step: Step) -> str | None:
         named = step.environment if f"{step.environment}-".startswith(f"{vllm}-") else None
         said["environment.vllm"] = (step.environment, named)
     return next((name for name, (one, other) in said.items() if one != other), None)
+
+
+_Whole = tuple[Record, str | None]
+"""A file's record, and what of its measurements is not as it has to be."""
+
+_Known = dict[str, list[dict[str, Any]]]
+"""Question -> answers to it that some record has."""
+
+
+def _whole(known: _Known, content: bytes) -> _Whole:
+    record = Record.model_validate_json(content)
+    if record.stage != "generate" or record.status != "pass":
+        return record, None
+    fault = fault_of(record.measured)
+    if fault is None:
+        _share(record.measured["answers"], known)
+    return record, fault
+
+
+def _share(answers: list[dict[str, Any]], known: _Known) -> None:
+    """Keep equal answers once: most models answer most questions alike, and they are most of a record."""
+    for place, answer in enumerate(answers):
+        others = known.setdefault(answer["id"], [])
+        for other in others:
+            if other == answer:
+                answers[place] = other
+                break
+        else:
+            if len(others) < _VARIANTS:
+                others.append(answer)
+
+
+_VARIANTS = 4
+"""Answers to a question that are looked through."""
+
+
+def _key_of(content: bytes) -> str | None:
+    key = _KEY.search(content)
+    return key[1].decode() if key else None
 
 
 _ANEW = "restore the file, or make it anew"

@@ -9,7 +9,7 @@ from qvlfp8.environments import ServeEnvironment
 from qvlfp8.project import Project
 from qvlfp8.report.table import view_cells
 from qvlfp8.results import Record
-from qvlfp8.scoring import Bounds, score
+from qvlfp8.scoring import score_load
 from qvlfp8.survey import survey
 
 __all__ = ["Observed", "named_version", "notes", "observed"]
@@ -58,4 +58,4 @@ def notes(stage: str, record: Record) -> Iterator[str]:
     if record.stage != "generate":
         yield from (finding.id for finding in record.findings)
     elif stage == "load" and record.status == "pass":
-        yield from (finding.id for finding in score(record.measured, None, Bounds())["load"].findings)
+        yield from (finding.id for finding in score_load(record.measured).findings)

@@ -17,7 +17,7 @@ from qvlfp8.finding_kinds import KINDS
 from qvlfp8.findings import Finding
 from qvlfp8.machine_faults import blames_checkpoint
 
-__all__ = ["Bounds", "Scored", "Stage", "Status", "score"]
+__all__ = ["Bounds", "Scored", "Stage", "Status", "score", "score_load"]
 
 Stage = Literal["load", "text", "image", "fidelity", "speed"]
 Status = Literal["pass", "fail", "error", "blocked"]
@@ -84,7 +84,7 @@ def score(
         compared: Mapping[str, Any] | None = None
     else:
         compared = baseline
-    stages: dict[Stage, Scored] = {"load": _load(measured)}
+    stages: dict[Stage, Scored] = {"load": score_load(measured)}
     error = measured["load"]["exception"]
     if error is not None:
         unloaded = error["stage"] == "load"
@@ -137,7 +137,8 @@ _MARKS = (
 )
 
 
-def _load(measured: Mapping[str, Any]) -> Scored:
+def score_load(measured: Mapping[str, Any]) -> Scored:
+    """The stage load of a generate result, which needs no other."""
     load = measured["load"]
     shown = {
         key: load[key] for key in ("seconds", "memory_mb", "kv_cache_dtype", "quantization") if key in load
@@ -177,14 +178,16 @@ def _generation(error: Mapping[str, Any]) -> Scored:
 # --- text and image -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ask:
-    """One answer: with a question's own picture, with the swapped one, or without a picture."""
+@dataclass(slots=True)
+class _Tally:
+    """The answers to one task's questions, those about swapped pictures counted as well: how many are so."""
 
-    name: str
-    task: str
-    expected: str
-    said: str
+    asked: int = 0
+    right: int = 0
+    compared: int = 0
+    """Of those that BF16 answered too."""
+    right_bf16: int = 0
+    agreeing: int = 0
 
 
 class _Answers:
@@ -201,7 +204,6 @@ class _Answers:
         self._known = known
         self._answers: list[Mapping[str, Any]] = measured["answers"]
         self._theirs: list[Mapping[str, Any]] = baseline["answers"] if baseline is not None else []
-        self._said = {ask.name: ask.said for ask in _asks(self._theirs)}
 
     def text(self) -> Scored:
         """Tasks without a picture."""
@@ -234,19 +236,16 @@ class _Answers:
 
     def _tasks(self, *, sight: bool, drop: float) -> tuple[list[str], dict[str, Any]]:
         """A sentence for each task that is not answered well enough, and all tasks' numbers."""
-        tasks: dict[str, list[_Ask]] = {}
-        for ask in self._asked:
-            if (ask.task in self._sight) is sight:
-                tasks.setdefault(ask.task, []).append(ask)
         found: list[str] = []
         numbers: dict[str, Any] = {}
-        for task, own in tasks.items():
-            right = _mean(ask.said == ask.expected for ask in own)
-            theirs = [(self._said[ask.name], ask.expected) for ask in own if ask.name in self._said]
-            right_bf16 = _mean(said == expected for said, expected in theirs) if theirs else None
-            agree = _mean(ask.said == self._said.get(ask.name) for ask in own) if theirs else None
+        for task, tally in self._tallies.items():
+            if (task in self._sight) is not sight:
+                continue
+            right = tally.right / tally.asked
+            right_bf16 = tally.right_bf16 / tally.compared if tally.compared else None
+            agree = tally.agreeing / tally.asked if tally.compared else None
             numbers[task] = {
-                "asked": len(own),
+                "asked": tally.asked,
                 "accuracy": round(right, 4),
                 "accuracy_bf16": _rounded(right_bf16),
                 "agreement": _rounded(agree),
@@ -270,8 +269,19 @@ class _Answers:
             yield f"{task}: {right:.0%} right{beside}, at least {least:.0%} must be"
 
     @cached_property
-    def _asked(self) -> list[_Ask]:
-        return _asks(self._answers)
+    def _tallies(self) -> dict[str, _Tally]:
+        """By task, in the order in which they were asked."""
+        theirs = {a["id"]: _said(a) for a in self._theirs}
+        nothing = (None, None)
+        tallies: dict[str, _Tally] = {}
+        for a in self._answers:
+            tally = tallies.get(a["task"]) or tallies.setdefault(a["task"], _Tally())
+            said, swapped = _said(a)
+            said_bf16, swapped_bf16 = theirs.get(a["id"], nothing)
+            _count(tally, said, a["expected"], said_bf16)
+            if swapped is not None:
+                _count(tally, swapped, a["swapped_expected"], swapped_bf16)
+        return tallies
 
     @cached_property
     def _sight(self) -> set[str]:
@@ -281,14 +291,19 @@ class _Answers:
 _ROUNDING = 1e-9
 
 
-def _asks(answers: Sequence[Mapping[str, Any]]) -> list[_Ask]:
-    asks = []
-    for a in answers:
-        asks.append(_Ask(name=a["id"], task=a["task"], expected=a["expected"], said=a["answer"].strip()))
-        if a["swapped_answer"] is not None:
-            said, expected = a["swapped_answer"].strip(), a["swapped_expected"]
-            asks.append(_Ask(name=f"{a['id']} swapped", task=a["task"], expected=expected, said=said))
-    return asks
+def _said(answer: Mapping[str, Any]) -> tuple[str, str | None]:
+    """What was said to a question's own picture (or without one), and to the swapped one; None: not asked."""
+    swapped = answer["swapped_answer"]
+    return answer["answer"].strip(), None if swapped is None else swapped.strip()
+
+
+def _count(tally: _Tally, said: str, expected: str, bf16: str | None) -> None:
+    tally.asked += 1
+    tally.right += said == expected
+    if bf16 is not None:
+        tally.compared += 1
+        tally.right_bf16 += bf16 == expected
+        tally.agreeing += said == bf16
 
 
 def _changed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:

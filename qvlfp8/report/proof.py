@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,16 +38,28 @@ def shown(measured: Mapping[str, Any], baseline: Mapping[str, Any], count: int) 
     Those that the checkpoint gets wrong come first: for one that sees there are hardly any.
     """
     reference = {answer["id"]: answer for answer in baseline["answers"]}
-    pairs = [_pair(a, reference[a["id"]]) for a in measured["answers"] if a["sight"]]
-    pairs = [pair for pair in pairs if all(row.baseline == row.right for row in pair)]
-    pairs.sort(key=lambda pair: sum(row.answer == row.right for row in pair))
-    return tuple(row for pair in list(_one_a_task(pairs))[:count] for row in pair)
+    asked = [(a, reference[a["id"]]) for a in measured["answers"] if a["sight"]]
+    asked = [(own, bf16) for own, bf16 in asked if _rights(bf16, own) == _PICTURES]
+    asked.sort(key=lambda pair: _rights(pair[0], pair[0]))
+    chosen = islice(_one_a_task(asked), count)
+    return tuple(row for own, bf16 in chosen for row in _pair(own, bf16))
 
 
-Pair = tuple[Shown, Shown]
+_PICTURES = 2
+"""With which a question of sight is asked."""
+
+Asked = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""A question as the checkpoint answered it, and as BF16 did."""
 
 
-def _pair(answer: Mapping[str, Any], reference: Mapping[str, Any]) -> Pair:
+def _rights(said: Mapping[str, Any], question: Mapping[str, Any]) -> int:
+    """About how many of the two pictures somebody said what is right."""
+    own: bool = said["answer"] == question["expected"]
+    other: bool = said["swapped_answer"] == question["swapped_expected"]
+    return own + other
+
+
+def _pair(answer: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[Shown, Shown]:
     own, other = (
         Shown(
             question=answer["id"],
@@ -60,14 +73,14 @@ def _pair(answer: Mapping[str, Any], reference: Mapping[str, Any]) -> Pair:
     return own, other
 
 
-def _one_a_task(pairs: Iterable[Pair]) -> Iterable[Pair]:
+def _one_a_task(pairs: Iterable[Asked]) -> Iterable[Asked]:
     """Each task's first, then each task's second, and so on."""
     waiting = list(pairs)
     while waiting:
         tasks: set[str] = set()
-        later: list[Pair] = []
+        later: list[Asked] = []
         for pair in waiting:
-            task = pair[0].question.split("/")[0]
+            task = pair[0]["id"].split("/")[0]
             if task in tasks:
                 later.append(pair)
             else:

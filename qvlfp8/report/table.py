@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from qvlfp8 import results, scoring
@@ -73,15 +73,18 @@ class CellView:
     cell: Cell
     stages: tuple[StageView, ...]
 
-    @property
+    @cached_property
     def decisive(self) -> StageView:
         """The stage that the table shows: the worst one; the last that was run if all passed.
 
         A run of vLLM that passed answers for a stage before it that was not executed on this machine, or
         not since it has changed; one that cannot be had here, for want of a GPU, does not hide what was.
         """
+        found = {view.status for view in self.stages}
         ran = [view for view in self.stages if view.stage in GENERATED and view.status == "pass"]
         for status in (*_BAD, *_ABSENT):
+            if status not in found:
+                continue
             for view in self.stages:
                 answered = bool(ran) and status in {"stale", *_ABSENT} and view.stage not in GENERATED
                 if view.status == status and not view.excused and not answered:
@@ -90,7 +93,10 @@ class CellView:
 
     def stage(self, name: Stage) -> StageView | None:
         """One stage; None if the cell's model has not got it."""
-        return next((view for view in self.stages if view.stage == name), None)
+        for view in self.stages:
+            if view.stage == name:
+                return view
+        return None
 
 
 def difference(view: CellView) -> str | None:
@@ -122,6 +128,7 @@ def view_cells(
     seen: Mapping[str, Seen],
     bounds: Callable[[Cell], Bounds],
     lacking: Mapping[str, str] = NOTHING,
+    answered: Answered | None = None,
 ) -> tuple[CellView, ...]:
     """All cells of a plan with what their records say.
 
@@ -130,13 +137,15 @@ def view_cells(
         seen: what is known of its steps.
         bounds: those of a cell's recipe.
         lacking: what steps ask for that no machine has, by digest.
+        answered: what is known already of what runs say; takes what is scored now.
     """
+    known = Answered() if answered is None else answered
     return tuple(
         CellView(
             cell=cell,
             stages=tuple(
                 _lacking(view, lacking)
-                for view in (*_executed(plan, seen, cell), *_generated(plan, seen, cell, bounds))
+                for view in (*_executed(plan, seen, cell), *_generated(plan, seen, cell, bounds, known))
             ),
         )
         for cell in plan.cells
@@ -214,7 +223,7 @@ def _needs(step: Step) -> str:
 
 
 def _generated(
-    plan: Plan, seen: Mapping[str, Seen], cell: Cell, bounds: Callable[[Cell], Bounds]
+    plan: Plan, seen: Mapping[str, Seen], cell: Cell, bounds: Callable[[Cell], Bounds], answered: Answered
 ) -> Iterable[StageView]:
     """The stages that one run of vLLM answers, scored against the run of the unquantized model."""
     stages = tuple(stage for stage in cell.stages if stage in GENERATED)
@@ -232,10 +241,25 @@ def _generated(
         because = "the unquantized model was run anew since, on this machine; the checkpoint on another"
         views = [StageView(stage=stage, status="stale", because=because) for stage in stages]
     else:
-        views = list(answers(record, baseline, bounds(cell)))
+        views = list(answered.of(record, baseline, bounds(cell)))
     earlier = seen[step.digest].earlier_worker or control.earlier_worker
     for view in views:
         yield replace(view, digest=step.digest, device=step.device, where=record.host, earlier_worker=earlier)
+
+
+class Answered:
+    """What runs of vLLM say, scored once however often it is asked for: scoring goes through all answers."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, Bounds], tuple[Record, Record | None, tuple[StageView, ...]]] = {}
+
+    def of(self, record: Record, baseline: Record | None, bounds: Bounds) -> tuple[StageView, ...]:
+        """As :func:`answers`."""
+        # Records are large; who looks one up twice gets the same object. Kept here, its id is no other's.
+        key = (id(record), id(baseline), bounds)
+        if key not in self._known:
+            self._known[key] = (record, baseline, tuple(answers(record, baseline, bounds)))
+        return self._known[key][2]
 
 
 def answers(record: Record, baseline: Record | None, bounds: Bounds) -> Iterable[StageView]:

@@ -15,7 +15,15 @@ from qvlfp8.site.outcome import Outcome
 from qvlfp8.site.untrusted import plain
 from qvlfp8.yamlfile import Strict
 
-__all__ = ["CellDocument", "FindingDocument", "RowDocument", "SiteDocument", "StageDocument", "document"]
+__all__ = [
+    "CellDocument",
+    "FindingDocument",
+    "RowDocument",
+    "SiteDocument",
+    "StageDocument",
+    "document",
+    "text",
+]
 
 
 class StageDocument(Strict):
@@ -94,6 +102,11 @@ def document(site: Site, matrix: Matrix, findings: tuple[FindingPage, ...]) -> S
         cells=tuple(_cell(cell) for cell in site.cells),
         findings=tuple(_finding(page) for page in findings),
     )
+
+
+def text(site: Site, matrix: Matrix, findings: tuple[FindingPage, ...]) -> str:
+    """The same as ``api/v1/site.json`` has it."""
+    return document(site, matrix, findings).model_dump_json(indent=1) + "\n"
 
 
 def _cell(cell: SiteCell) -> CellDocument:

@@ -23,6 +23,7 @@ from qvlfp8.worker.vllm_patches import PATCHES
 __all__ = [
     "Answer",
     "CellPage",
+    "Common",
     "ExamShown",
     "Execution",
     "StageShown",
@@ -86,6 +87,17 @@ class Execution:
     stale: bool = False
 
 
+@dataclass(frozen=True)
+class Common:
+    """What several pages show alike: what resolve says of environments, and what is one checkpoint's alone.
+
+    ``of_checkpoint`` is to be cleared before the pages of another checkpoint.
+    """
+
+    resolved: dict[tuple[str, ...], Execution] = field(default_factory=dict)
+    of_checkpoint: dict[Stage, Execution] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """A picture that was shown, and three answers."""
@@ -133,7 +145,7 @@ def make_page(
     cell: SiteCell,
     row: Sequence[SiteCell],
     exam: ExamShown,
-    alone: dict[Stage, Execution] | None = None,
+    common: Common | None = None,
 ) -> CellPage:
     """One cell's page.
 
@@ -142,14 +154,14 @@ def make_page(
         cell: one that was executed.
         row: the cells of its row, oldest vLLM first.
         exam: what can be drawn.
-        alone: takes what is the checkpoint's alone, and gives it to its next page.
+        common: takes what it has in common with other pages, and gives it to them.
     """
     answers, right, asked = _answers(cell, exam)
     return CellPage(
         cell=cell,
         producer=producer(cell.cell),
         version=named_version(cell.cell.serve),
-        executions=tuple(_executions(site, cell, {} if alone is None else alone)),
+        executions=tuple(_executions(site, cell, Common() if common is None else common)),
         difference=line(difference(cell.view) or ""),
         answers=answers,
         right=right,
@@ -224,14 +236,20 @@ def _answers(cell: SiteCell, exam: ExamShown) -> tuple[tuple[Answer, ...], int, 
     )
 
 
-def _executions(site: Site, cell: SiteCell, alone: dict[Stage, Execution]) -> Iterator[Execution]:
+def _executions(site: Site, cell: SiteCell, common: Common) -> Iterator[Execution]:
     """Stages in order; those that one run answers together."""
     run = [view for view in cell.view.stages if view.stage in GENERATED]
     for view in cell.view.stages:
-        if view.stage in OF_CHECKPOINT:
-            if view.stage not in alone:
-                alone[view.stage] = _execution(site, cell, view.stage, [view])
-            yield alone[view.stage]
+        if view.stage == "resolve":
+            # The locks of two environments, whatever was quantized between them.
+            locks = (*site.plan.builds[cell.cell.id], cell.cell.serve.id, view.because)
+            if locks not in common.resolved:
+                common.resolved[locks] = _execution(site, cell, view.stage, [view])
+            yield common.resolved[locks]
+        elif view.stage in OF_CHECKPOINT:
+            if view.stage not in common.of_checkpoint:
+                common.of_checkpoint[view.stage] = _execution(site, cell, view.stage, [view])
+            yield common.of_checkpoint[view.stage]
         elif view.stage not in GENERATED:
             yield _execution(site, cell, view.stage, [view])
     if run:

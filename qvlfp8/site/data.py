@@ -11,7 +11,7 @@ from qvlfp8.observed import notes
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import judged_marks
-from qvlfp8.report.table import CellView, view_cells
+from qvlfp8.report.table import Answered, CellView, view_cells
 from qvlfp8.results import Record
 from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
@@ -135,9 +135,10 @@ def gather(project: Project) -> Site:
     plan = project.plan(cells, project.locks(cells))
     seen = survey(plan, project.lookup, project.older)
     current = {digest: found.record for digest, found in seen.items() if found.record}
-    elsewhere = _elsewhere(project)
+    answered = Answered()
+    elsewhere = _elsewhere(project, answered)
     made = []
-    for own in view_cells(plan, seen, project.matrix.bounds):
+    for own in view_cells(plan, seen, project.matrix.bounds, answered=answered):
         view = own
         records = {
             stage.stage: record
@@ -223,7 +224,7 @@ class _Run:
     baseline: Record | None
 
 
-def _elsewhere(project: Project) -> Mapping[str, Mapping[str, _Run]]:
+def _elsewhere(project: Project, answered: Answered) -> Mapping[str, Mapping[str, _Run]]:
     """Cell id -> accelerator -> its run there."""
     subjects = {record.subject for _, record in project.evidence.records()}
     cells = [cell for cell in project.matrix.cells if cell.id in subjects]
@@ -233,7 +234,7 @@ def _elsewhere(project: Project) -> Mapping[str, Mapping[str, _Run]]:
     plan = project.plan(cells, project.locks(cells))
     for name in project.evidence.accelerators:
         seen = survey(plan, project.evidence.at(name).record)
-        for view in view_cells(plan, seen, project.matrix.bounds):
+        for view in view_cells(plan, seen, project.matrix.bounds, answered=answered):
             record = seen[plan.step(view.cell, "load").digest].record
             if record is not None:
                 baseline = seen[plan.baseline(view.cell).digest].record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from qvlfp8.cells import OF_CHECKPOINT, STAGES, Stage
@@ -40,7 +40,15 @@ class FindingPage:
 
 def make_pages(site: Site, columns: Sequence[str]) -> tuple[FindingPage, ...]:
     """Every finding that there is, shown by a cell or not; ``columns`` in the order of versions."""
-    return tuple(_page(site, name, columns) for name in _names(site))
+    showing: dict[str, list[SiteCell]] = {name: [] for name in _names(site)}
+    ran: dict[Stage, set[str]] = {stage: set() for stage in STAGES}
+    for cell in site.cells:
+        for name in cell.shown:
+            showing[name].append(cell)
+        for view in cell.view.stages:
+            if view.status in {"pass", "fail"}:
+                ran[view.stage].add(named_version(cell.cell.serve))
+    return tuple(_page(name, cells, ran, columns) for name, cells in showing.items())
 
 
 def _names(site: Site) -> list[str]:
@@ -49,26 +57,29 @@ def _names(site: Site) -> list[str]:
     return [*KNOWN, *sorted(shown - set(KNOWN))]
 
 
-def _page(site: Site, name: str, columns: Sequence[str]) -> FindingPage:
-    cells = tuple(cell for cell in site.cells if name in cell.shown)
+def _page(
+    name: str, cells: Sequence[SiteCell], ran: Mapping[Stage, Set[str]], columns: Sequence[str]
+) -> FindingPage:
     return FindingPage(
         name=name,
         kind=KNOWN.get(name)
         or Kind(severity="fail", meaning="see what the cells below say", mend="see there"),
         signs=signs_of(name),
-        seen=tuple(_seen(site, name, cells, columns)),
-        cells=cells,
+        seen=tuple(_seen(name, cells, ran, columns)),
+        cells=tuple(cells),
     )
 
 
-def _seen(site: Site, name: str, cells: Sequence[SiteCell], columns: Sequence[str]) -> Iterator[Seen]:
+def _seen(
+    name: str, cells: Sequence[SiteCell], ran: Mapping[Stage, Set[str]], columns: Sequence[str]
+) -> Iterator[Seen]:
+    """``ran``: the versions in which a cell's stage was executed."""
     for stage in STAGES:
         showing = [cell for cell in cells if name in _at(cell, stage)]
         if not showing:
             continue
         versions = {named_version(cell.cell.serve) for cell in showing}
-        ran = {named_version(cell.cell.serve) for cell in site.cells if _was_executed(cell, stage)}
-        others = [column for column in columns if column in ran - versions]
+        others = [column for column in columns if column in ran[stage] - versions]
         yield Seen(
             stage=stage,
             versions="" if stage in OF_CHECKPOINT else versions_in_words(versions, columns),
@@ -81,8 +92,3 @@ def _at(cell: SiteCell, stage: Stage) -> tuple[str, ...]:
     view = cell.view.stage(stage)
     noted = tuple(name for of, name in cell.notes if of == stage)
     return (*(view.findings if view else ()), *noted)
-
-
-def _was_executed(cell: SiteCell, stage: Stage) -> bool:
-    view = cell.view.stage(stage)
-    return view is not None and view.status in {"pass", "fail"}

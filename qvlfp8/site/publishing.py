@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from qvlfp8.site import pyodide, rendering
 from qvlfp8.site.cell_view import ExamShown, questions_shown
 from qvlfp8.site.checker import write_checker
 from qvlfp8.site.data import Site, gather
-from qvlfp8.site.files import site_files
+from qvlfp8.site.files import Shares, first_files
+from qvlfp8.site.matrix_view import lay_out
+from qvlfp8.site.sharing import in_shares, processes
 from qvlfp8.store import writing
 
 __all__ = ["Published", "Runtime", "publish"]
@@ -39,7 +43,14 @@ class Published:
     without: str | None
 
 
-def publish(project: Project, out: Path, *, base: str = "", runtime: Runtime = pyodide.runtime) -> Published:
+def publish(
+    project: Project,
+    out: Path,
+    *,
+    base: str = "",
+    runtime: Runtime = pyodide.runtime,
+    count: int | None = None,
+) -> Published:
     """Write the site of a project to ``out``; what was there of an earlier one goes.
 
     Args:
@@ -47,10 +58,12 @@ def publish(project: Project, out: Path, *, base: str = "", runtime: Runtime = p
         out: the site's folder.
         base: the address at which it will stand, for the feed; empty: its links are relative.
         runtime: gives the files of Pyodide; where they cannot be had, the checker's page says so.
+        count: in how many processes; the site is the same [default: about the machine's CPUs].
 
     Raises:
         UsageError: ``out`` is there, and no site of ours.
         StoreWriteError: the disk refuses.
+        WorkerError: a process that helps was ended from outside.
         QvlError: a lock or a committed record is not valid.
     """
     out = out.resolve()
@@ -61,10 +74,8 @@ def publish(project: Project, out: Path, *, base: str = "", runtime: Runtime = p
     with writing(out):
         try:
             made.mkdir(parents=True)
-            _write(site, made, base)
-            without = write_checker(made, _render, runtime=runtime)
-            files = [path for path in made.rglob("*") if path.is_file()]
-            size = sum(path.stat().st_size for path in files)
+            without = _write(site, made, base, runtime, count or processes())
+            sizes = _sizes(made)
             # Rendering takes a while, in which somebody may have put something there.
             _refuse_what_is_not_ours(out)
             if out.exists():
@@ -75,7 +86,7 @@ def publish(project: Project, out: Path, *, base: str = "", runtime: Runtime = p
                 before.rename(out)
             shutil.rmtree(before, ignore_errors=True)
             shutil.rmtree(made, ignore_errors=True)
-    return Published(site=site, files=len(files), size=size, without=without)
+    return Published(site=site, files=len(sizes), size=sum(sizes), without=without)
 
 
 def _refuse_what_is_not_ours(out: Path) -> None:
@@ -108,9 +119,51 @@ def _draw(site: Site, folder: Path) -> ExamShown:
     return ExamShown(digest=digest, prompts=draw_pictures(folder, questions, used), shown=shown)
 
 
-def _write(site: Site, made: Path, base: str) -> None:
+def _write(site: Site, made: Path, base: str, runtime: Runtime, count: int) -> str | None:
+    """Write all files; returns why there is no checker among them, or None."""
     exam = _draw(site, made / "pictures")
-    for path, content in site_files(site, exam, base=base, schema=schema_text("site")):
-        target = made / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+    matrix = lay_out(site)
+    shares = Shares(site, matrix, exam)
+    without: list[str | None] = []
+    for folder in ("cells", "records"):
+        (made / folder).mkdir()
+
+    def first() -> None:
+        _put(made, first_files(site, matrix, base=base, schema=schema_text("site")))
+        without.append(write_checker(made, _render, runtime=runtime))
+
+    in_shares(len(shares), lambda number: _put(made, shares.files(number)), first, count=count)
+    for folder in ("cells", "records"):
+        with contextlib.suppress(OSError):
+            (made / folder).rmdir()
+    return without[0]
+
+
+def _put(made: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write files; what is lost with the machine is made again, so nobody waits for the disk."""
+    known: set[str] = set()
+    for path, content in files:
+        folder, _, name = path.rpartition("/")
+        if folder not in known:
+            known.add(folder)
+            (made / folder).mkdir(parents=True, exist_ok=True)
+        # No Path, and no buffer: there are many files, and each is small.
+        descriptor = os.open(f"{made}/{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(descriptor, left) :]
+        finally:
+            os.close(descriptor)
+
+
+def _sizes(folder: Path) -> list[int]:
+    """The size of every file below a folder."""
+    found: list[int] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                found += _sizes(Path(entry))
+            else:
+                found.append(entry.stat().st_size)
+    return found

@@ -32,6 +32,9 @@ def plain(text: str, limit: int = 4000) -> str:
 
 def line(text: str, limit: int = _LINE) -> str:
     """Text as one line, harmless and of bounded length."""
+    if len(text) <= limit and text.isprintable() and "/" not in text and text == " ".join(text.split()):
+        # Most is harmless as it is, and names no place.
+        return text
     return plain(" ".join(text[: 4 * limit].split()), limit)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,22 +22,24 @@ import pytest
 
 from qvlfp8.cells import STAGES, Cell, Stage
 from qvlfp8.commands.schema import schema_text
-from qvlfp8.errors import UsageError
+from qvlfp8.errors import StoreWriteError, UsageError, WorkerError
 from qvlfp8.known_findings import KNOWN
 from qvlfp8.project import Project
 from qvlfp8.report.table import Cause, CellView, StageView
 from qvlfp8.results import Status
 from qvlfp8.scoring import Bounds
-from qvlfp8.site import chart, compatibility, rendering
+from qvlfp8.site import chart, compatibility, publishing, rendering
 from qvlfp8.site.badges import COLOURS, badge_of
+from qvlfp8.site.cell_page import cell_text
 from qvlfp8.site.cell_view import ExamShown, make_page
 from qvlfp8.site.data import Site, SiteCell, gather
-from qvlfp8.site.files import cell_text, site_files
+from qvlfp8.site.files import Shares, site_files
 from qvlfp8.site.matrix_view import lay_out
 from qvlfp8.site.measured import values_of
 from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
 from qvlfp8.site.publishing import publish
 from qvlfp8.site.pyodide import PyodideError
+from qvlfp8.site.sharing import in_shares
 from qvlfp8.site.untrusted import excerpt, line, without_paths
 from qvlfp8.site.words import Ended, as_text, spans, versions_in_words
 from qvlfp8.worker.vllm_patches import PATCHES
@@ -689,3 +695,90 @@ def test_the_committed_table_in_words_is_made_of_the_committed_records(tmp_path:
     committed = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
     mend = "qvlfp8 publish --store EMPTY --out SITE && cp SITE/COMPATIBILITY.md docs/compatibility.md"
     assert compatibility.page(lay_out(gather(project))) == committed, mend
+
+
+def _written(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_several_processes_write_what_one_writes(hostile: Project, tmp_path: Path) -> None:
+    for count in (1, 3):
+        publish(hostile, tmp_path / str(count), runtime=no_runtime, count=count)
+    one, three = _written(tmp_path / "1"), _written(tmp_path / "3")
+    assert any(name.startswith("cells/") for name in one)
+    assert any(name.startswith("records/") for name in one)
+    assert one == three
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_process_cannot_write_is_said_and_the_old_site_stays(
+    hostile: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    publish(hostile, tmp_path / "site", runtime=no_runtime)
+    before = _written(tmp_path / "site")
+
+    def full(_shares: Shares, number: int) -> Iterator[tuple[str, bytes]]:
+        yield f"cells/{number}.html", b""
+        raise OSError(errno.ENOSPC, "No space left on device", "a page")
+
+    monkeypatch.setattr(Shares, "files", full)
+    with pytest.raises(StoreWriteError, match="a page: no space left"):
+        publish(hostile, tmp_path / "site", runtime=no_runtime, count=count)
+    assert _written(tmp_path / "site") == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".site")] == []
+
+
+def test_what_another_process_raises_is_raised_here(tmp_path: Path) -> None:
+    main = os.getpid()
+    tried = tmp_path / "tried"
+
+    def work(_number: int) -> None:
+        if os.getpid() != main:
+            tried.touch()
+            raise UsageError("there", mend="look there")
+
+    def meanwhile() -> None:
+        while not tried.exists():
+            os.sched_yield()
+
+    with pytest.raises(UsageError, match="there") as raised:
+        in_shares(8, work, meanwhile, count=2)
+    assert raised.value.mend == "look there"
+
+
+def test_a_process_that_is_ended_from_outside_is_told(tmp_path: Path) -> None:
+    main = os.getpid()
+    waited = tmp_path / "taken"
+
+    def work(_number: int) -> None:
+        if os.getpid() != main:
+            waited.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def meanwhile() -> None:
+        while not waited.exists():
+            os.sched_yield()
+
+    with pytest.raises(WorkerError, match="exit code -9"):
+        in_shares(8, work, meanwhile, count=2)
+
+
+def test_an_interrupted_publish_ends_its_processes_and_leaves_the_old_site(
+    hostile: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hostile, tmp_path / "site", runtime=no_runtime)
+    before = _written(tmp_path / "site")
+
+    def interrupted(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publishing, "write_checker", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(hostile, tmp_path / "site", runtime=no_runtime, count=2)
+    assert _written(tmp_path / "site") == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".site")] == []
+    assert multiprocessing.active_children() == []
