@@ -296,6 +296,11 @@ def test_events_and_log_come_while_it_runs(yard: Yard) -> None:
     assert [event["event"] for event in yard.events] == ["ready", "start", "end"]
 
 
+def test_a_step_that_says_nothing_has_an_empty_log_as_without_a_container(yard: Yard) -> None:
+    assert yard.run(yard.job("end", code=0)) == Exit(code=0)
+    assert yard.log.read_bytes() == b""
+
+
 def test_jobs_of_a_batch_are_handed_back_one_by_one(yard: Yard, tmp_path: Path) -> None:
     """A finished output is moved into the store while the next job runs, which may read it there."""
     shelf = tmp_path / "shelf"
