@@ -356,6 +356,9 @@ class Cluster:
         builds = [record for record in sent.errors if record.stage == "build"]
         for step in sent.task.steps:
             if step.digest not in sent.answered and step.digest not in sent.skipped:
+                if (untold := self._untold(step)) is not None:
+                    self._progress.step(untold)
+                    continue
                 self._executor.give_up(step, fault or self._cause(sent), started=sent.started)
                 if (record := self._store.record(step.stage, step.digest)) is not None:
                     failed[step.digest] = record
@@ -370,6 +373,15 @@ class Cluster:
                 self._progress.skip(step, sent.skipped[step.digest])
         self.faults += sent.faults
         return [sent.task.name]
+
+    def _untold(self, step: Step) -> Record | None:
+        """The record of a step whose node was lost after it had kept it, before it told of it; else None."""
+        key = (step.stage, step.digest)
+        # What was there before was asked for again.
+        if key in self._finished or step.stage == "build" or self._shared.entry(*key) is None:
+            return None
+        self._finished |= {key}
+        return self.record(step)
 
     def _try_again(self, sent: _Sent, failed: Mapping[str, Record]) -> bool:
         """Put the steps that ended in an error off for a while, if they may be tried once more."""
