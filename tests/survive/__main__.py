@@ -7,6 +7,7 @@ import os
 import pickle
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a session; 0 if nothing was lost, doubled or left over."""
     options = _options(arguments)
     processes.adopt_orphans()
+    # So that what was started for it is ended.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     started = time.monotonic()
     print(f"seed {options.seed}", flush=True)
 

@@ -60,7 +60,8 @@ class Nodes(ThisMachine):
         self._made = 0
         # Not below the root: names of sockets have to be short.
         self._temp = Path(tempfile.mkdtemp(prefix="qvlfp8-ray-"))
-        self._cluster = Cluster()
+        # Nodes are started by threads, too, in which Ray cannot arrange for their end: close() does.
+        self._cluster = Cluster(shutdown_at_exit=False)
         self._coming: list[threading.Thread] = []
         self._add(root / "head", num_cpus=0, _system_config={"health_check_period_ms": 1000})
         self._nodes = [_Node(store=self._new_store()) for _ in range(_NODES)]
@@ -153,7 +154,8 @@ class Nodes(ThisMachine):
         for left in reversed(range(_TRIES)):
             try:
                 return self._cluster.add_node(
-                    object_store_memory=_OBJECTS, env_vars=self._variables(store), temp_dir=str(self._temp),
+                    object_store_memory=_OBJECTS, env_vars=variables(self._drill, store),
+                    temp_dir=str(self._temp),
                     **resources,
                 )  # fmt: skip
             except Exception:
@@ -161,13 +163,21 @@ class Nodes(ThisMachine):
                     raise
         raise AssertionError
 
-    def _variables(self, store: Path) -> dict[str, str]:
-        return {
-            **{name: said for name, said in self._drill.variables().items() if os.environ.get(name) != said},
-            "QVLFP8_NODE_STORE": str(store),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_agent_register_timeout_ms": "120000",
-        }
+
+def variables(drill: Drill, store: Path) -> dict[str, str]:
+    """What the processes of a node have in their environment, beside this process's.
+
+    Args:
+        drill: what its workers import.
+        store: the node's own.
+    """
+    return {
+        **{name: said for name, said in drill.variables().items() if os.environ.get(name) != said},
+        "QVLFP8_NODE_STORE": str(store),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A busy machine takes longer than Ray waits for its own processes.
+        "RAY_agent_register_timeout_ms": "120000",
+    }
 
 
 def _switch_off(raylet: int) -> None:

@@ -27,4 +27,23 @@ BY_NAME: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
     # What is finished is not remembered.
     "forgets": {"run.py": ("again=self._again,", "again=True,")},
+    # For engine ray alone: in the shared store, a step's entry is there before the files that it names.
+    "entry-first": {
+        "cluster/shared.py": (
+            """            entry = Entry(folder=name, made=made, files=dict(_at_once(send, paths)))
+            self._write_whole(f"{place}/{ENTRY}", entry.model_dump_json().encode())
+""",
+            """            named = {
+                f.relative_to(folder).as_posix(): SharedFile(size=f.stat().st_size, sha256=_sha256(f))
+                for f in paths
+            }
+            entry = Entry(folder=name, made=made, files=named)
+            self._write_whole(f"{place}/{ENTRY}", entry.model_dump_json().encode())
+            time.sleep(0.1)
+            _at_once(send, paths)
+""",
+        )
+    },
+    # A node that is lost is not asked after: what it had finished, and not told, is done again.
+    "asks-nobody": {"cluster/place.py": ("(untold := self._untold(step))", "(untold := None)")},
 }
