@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.survive import processes
@@ -121,12 +121,24 @@ class Attempt:
             return "starting a worker"
         return "between steps" if self.seen["scratch"] else "planning"
 
-    def doing_at_all(self) -> str:
+    def doing_at_all(self, children: Sequence[Process]) -> str:
         """What goes on anywhere."""
-        return f"running {next(iter(self.open.values())).stage}" if self.open else "starting"
+        if self.open:
+            return f"running {next(iter(self.open.values())).stage}"
+        kinds = {process.kind for process in children}
+        if "installer" in kinds:
+            return "building an environment"
+        if kinds & {"guard", "worker"}:
+            return "starting a worker"
+        return "between commands" if kinds else "starting"
 
-    def doing_of(self, process: Process) -> str:
-        """What a worker or job is at."""
+    def doing_of(self, process: Process, children: Sequence[Process]) -> str:
+        """What a process is at, and what it has started."""
+        if process.kind == "ray worker":
+            below = [child for child in children if child.parent == process.pid]
+            sessions = {child.session for child in below}
+            kept = {pid: told for pid, told in self.open.items() if told.session in sessions}
+            return replace(self, open=kept).doing_at_all([process, *below])
         told = next((t for t in self.open.values() if process.session == t.session), None)
         if process.kind == "installer":
             return "building an environment"

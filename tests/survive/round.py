@@ -157,7 +157,7 @@ class Round:
         target = kills.draw_target(self._dice, self._around.habits, moment, there | others.keys())
         if target in others:
             running.listen()
-            doing = running.doing_at_all()
+            doing = running.doing_at_all(children)
             done = self._around.kill(target, self._dice.choice(others[target]), self._dice)
         elif target == "driver":
             children = running.freeze()
@@ -169,7 +169,7 @@ class Round:
         else:
             process = self._dice.choice([p for p in children if p.kind == target])
             running.listen()
-            doing = running.doing_of(process)
+            doing = running.doing_of(process, children)
             done = processes.kill(process.pid)
         if done:
             self._tally.spread[self._subject.name, target, doing] += 1
