@@ -44,7 +44,6 @@ from qvlfp8.source import PACKAGE
 from tests.integration import hostile, small_image
 
 ROOT = Path(__file__).parents[2]
-TAG = "qvlfp8-test-small"
 ENVIRONMENT = QuantizeEnvironment(modelopt="0.0.1", transformers="0.0.1")
 LIMITS = Limits(memory=256 << 20, pids=64, shared_memory=16 << 20)
 
@@ -73,13 +72,6 @@ class OneImage:
         processes: Processes | None = None,
     ) -> Image:
         raise NotImplementedError
-
-
-@pytest.fixture(scope="module")
-def image(docker_client: DockerClient) -> Iterator[str]:
-    found = small_image.load(docker_client, TAG)
-    yield found
-    docker_client.images.remove(found, force=True)
 
 
 @pytest.fixture

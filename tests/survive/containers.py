@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 
@@ -62,7 +63,9 @@ class Containers(ThisMachine):
         return [f"container {container[:12]} was left" for container in self._list(everything=True)]
 
     def close(self) -> None:
-        """Leave the daemon."""
+        """Leave the daemon, and nothing in it."""
+        with contextlib.suppress(APIError):
+            self._client.images.remove(self.image, force=True)
         self._client.close()
 
     def _list(self, *, everything: bool) -> list[str]:
