@@ -44,6 +44,14 @@ BY_NAME: Mapping[str, Mapping[str, tuple[str, str]]] = {
 """,
         )
     },
-    # A node that is lost is not asked after: what it had finished, and not told, is done again.
-    "asks-nobody": {"cluster/place.py": ("(untold := self._untold(step))", "(untold := None)")},
+    # What a lost node had finished and not told of, for which it takes a while, is done again.
+    "asks-nobody": {
+        "cluster/place.py": ("(untold := self._untold(step))", "(untold := None)"),
+        "cluster/node.py": (
+            "            self._shared.put(record.stage, record.digest, entry, record.made)\n",
+            """            self._shared.put(record.stage, record.digest, entry, record.made)
+            threading.Event().wait(0.2)
+""",
+        ),
+    },
 }
