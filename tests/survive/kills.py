@@ -40,6 +40,9 @@ ON_A_CLUSTER = Habits(
 _OF_THE_DRIVER = frozenset({"locked", "sweep", "record", "commit", "replace", "built", "view"})
 """What the driver itself does: others do not care for a kill right then."""
 
+_CARRIERS: frozenset[Target] = frozenset({"ray worker", "raylet", "node"})
+"""What tells a cluster's driver of a step."""
+
 _TARGETS: Mapping[Target, int] = {
     "driver": 8, "guard": 4, "worker": 7, "job": 9, "installer": 5, "container": 8, "ray worker": 12,
     "raylet": 4, "node": 6,
@@ -80,4 +83,7 @@ def draw_target(dice: random.Random, habits: Habits, moment: Moment, there: set[
     if moment.event in _OF_THE_DRIVER and dice.random() < habits.at_driver:
         return "driver"
     possible = [target for target in _TARGETS if target in there | {"driver"}]
+    if moment.event == "uploaded" and there & _CARRIERS and dice.random() < 0.6:
+        # What is kept, and perhaps not told of yet.
+        possible = [target for target in possible if target in _CARRIERS]
     return dice.choices(possible, [_TARGETS[target] for target in possible])[0]

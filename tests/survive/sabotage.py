@@ -50,7 +50,7 @@ BY_NAME: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "cluster/node.py": (
             "            self._shared.put(record.stage, record.digest, entry, record.made)\n",
             """            self._shared.put(record.stage, record.digest, entry, record.made)
-            threading.Event().wait(0.2)
+            threading.Event().wait(1.0)
 """,
         ),
     },
