@@ -91,8 +91,8 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def survive(session: nox.Session) -> None:
-    """Kill runs, workers, containers at random; nothing is lost or done twice: -- [--kills N] [--seed S]."""
-    install(session, "test")
+    """Kill drivers, workers, containers, nodes at random; nothing is lost or done twice: -- [--kills N]."""
+    install(session, "test", "cluster")
     run(session, "python", "-m", "tests.survive", *session.posargs)
 
 

@@ -3,8 +3,8 @@
     python -m bench.scale plan|rerun|site [--sizes 1000,10000] [--rounds 3] [--folder DIR]
 
 - plan: `qvlfp8 plan --all` of up to 100,000 cells, whose bound is 5 s and 1,000 MB; and what its parts take.
-- rerun: `qvlfp8 matrix` with every record in the store and nothing to do; 10,000 records: 2 s. Beside it, what
-  it takes where something has changed, so that all is read and judged again.
+- rerun: `qvlfp8 matrix` with every record in the store and nothing to do; 10,000 records: 2 s. Beside it,
+  what it takes where something has changed, so that all is read and judged again.
 - site: `qvlfp8 table` (Markdown, JSON) and `qvlfp8 publish`, together; 10,000 cells: 20 s.
 
 A project is made for each size (:mod:`bench.scale.making`), and each command is a process of its own, from

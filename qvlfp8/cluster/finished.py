@@ -41,6 +41,15 @@ class Finished:
         self._store.commit(scratch, record)
         return self._store.record(step.stage, step.digest)
 
+    def untold(self, step: Step) -> Record | None:
+        """The record of a step whose node was lost after it had kept it, before it told of it; else None."""
+        key = (step.stage, step.digest)
+        # What was there before was asked for again.
+        if key in self._there or step.stage == "build" or self._shared.entry(*key) is None:
+            return None
+        self._there |= {key}
+        return self.record(step)
+
     def intact(self, step: Step, record: Record | None) -> bool:
         """Whether nodes reach what a step made; what only this driver's store has is put there."""
         if step.stage == "build" or record is None or record.made is None:

@@ -262,6 +262,9 @@ class Cluster:
         builds = [record for record in sent.errors if record.stage == "build"]
         for step in sent.task.steps:
             if step.digest not in sent.answered and step.digest not in sent.skipped:
+                if (untold := self._finished.untold(step)) is not None:
+                    self._progress.step(untold)
+                    continue
                 self._given_up.give_up(step, fault or self._cause(sent), started=sent.started)
                 if (record := self._store.record(step.stage, step.digest)) is not None:
                     failed[step.digest] = record

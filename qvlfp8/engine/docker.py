@@ -310,7 +310,12 @@ class DockerEngine:
 def _pump(
     said: Iterator[tuple[bytes | None, bytes | None]], log: Path, on_line: Callable[[str], None]
 ) -> None:
-    """Write a container's errors to the log as they come, and hand on its output line by line."""
+    """Write a container's errors to the log as they come, and hand on its output line by line.
+
+    There is a log even of one that says nothing, as there is of a process.
+    """
+    with writing(log):
+        log.touch()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     rest = ""
     for out, error in said:

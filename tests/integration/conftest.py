@@ -25,6 +25,7 @@ from qvlfp8.images import base as bases
 from qvlfp8.images.daemon import connect
 from qvlfp8.project import Project
 from qvlfp8.store import Store
+from tests.integration import small_image
 from tests.integration.grouping import GroupScheduling, check, in_order
 from tests.integration.loader import Hosts
 
@@ -119,6 +120,14 @@ def docker_client() -> Iterator[DockerClient]:
         pytest.skip(f"container tests need a Docker daemon: {error.problem}")
     yield client
     client.close()
+
+
+@pytest.fixture(scope="module")
+def image(docker_client: DockerClient) -> Iterator[str]:
+    """The id of a small image, with nothing but a Python."""
+    found = small_image.load(docker_client, "qvlfp8-test-small")
+    yield found
+    docker_client.images.remove(found, force=True)
 
 
 @pytest.fixture(scope="session")

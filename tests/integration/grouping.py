@@ -23,6 +23,7 @@ DOCKER = "docker"
 TOGETHER = {
     "test_docker_engine": DOCKER,
     "test_docker_records": DOCKER,
+    "test_ray_inside_docker": DOCKER,
     "test_secrets": DOCKER,
     "test_images": DOCKER,
     # A fixture of the module takes a minute.

@@ -44,7 +44,6 @@ from qvlfp8.source import PACKAGE
 from tests.integration import hostile, small_image
 
 ROOT = Path(__file__).parents[2]
-TAG = "qvlfp8-test-small"
 ENVIRONMENT = QuantizeEnvironment(modelopt="0.0.1", transformers="0.0.1")
 LIMITS = Limits(memory=256 << 20, pids=64, shared_memory=16 << 20)
 
@@ -73,13 +72,6 @@ class OneImage:
         processes: Processes | None = None,
     ) -> Image:
         raise NotImplementedError
-
-
-@pytest.fixture(scope="module")
-def image(docker_client: DockerClient) -> Iterator[str]:
-    found = small_image.load(docker_client, TAG)
-    yield found
-    docker_client.images.remove(found, force=True)
 
 
 @pytest.fixture
@@ -294,6 +286,11 @@ def test_events_and_log_come_while_it_runs(yard: Yard) -> None:
     assert yard.run(job) == Exit(code=0)
     assert json.loads((job.out / "result.json").read_text())["measured"] == {"heard": True}
     assert [event["event"] for event in yard.events] == ["ready", "start", "end"]
+
+
+def test_a_step_that_says_nothing_has_an_empty_log_as_without_a_container(yard: Yard) -> None:
+    assert yard.run(yard.job("end", code=0)) == Exit(code=0)
+    assert yard.log.read_bytes() == b""
 
 
 def test_jobs_of_a_batch_are_handed_back_one_by_one(yard: Yard, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ray_cluster import (
+    DIE,
     Bench,
     ended,
-    environment,
     kill,
     other_than,
     records,
@@ -70,10 +70,17 @@ def test_the_verdicts_are_those_of_this_machine_alone(bench: Bench, undisturbed:
     assert "steps to do" not in again.said
 
 
-def test_a_driver_without_a_store_of_its_own_finds_what_is_finished(bench: Bench, undisturbed: Path) -> None:
+def test_what_is_in_the_shared_store_is_done_though_its_node_or_driver_is_gone(
+    bench: Bench, undisturbed: Path
+) -> None:
+    sign = bench.root / "one" / DIE
+    sign.parent.mkdir(exist_ok=True)
+    sign.touch()
+    bench.begun()
     shared = f"file://{bench.root / 'shared'}"
     assert bench.run(bench.root / "first", "--shared", shared).code == 1
-    bench.begun()
+    assert set(Counter(told.step for told in bench.begun()).values()) == {1}
+    assert not sign.exists(), "a worker died of it, after its upload"
     done = bench.run(bench.root / "second", "--shared", shared)
     assert (done.code, bench.begun()) == (1, []), done.said
     assert other_than(undisturbed, bench.root / "second") == []
@@ -102,8 +109,7 @@ def test_a_node_of_another_qvlfp8_is_refused(bench: Bench) -> None:
     with (other / "__init__.py").open("a") as stream:
         stream.write("# another\n")
     variables = {**bench.variables("three"), "PYTHONPATH": str(other.parent)}
-    with environment(**variables):
-        node = bench.cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
+    node = bench.cluster.add_node(num_cpus=1, object_store_memory=200_000_000, env_vars=variables)
     try:
         done = bench.run(bench.root / "refused")
     finally:

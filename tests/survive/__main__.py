@@ -7,6 +7,7 @@ import os
 import pickle
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,16 +15,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.survive import processes, project, sabotage
-from tests.survive.containers import Containers
-from tests.survive.session import Session, Tally, spread
-from tests.survive.subjects import Drilled, Real
+from tests.survive import mix, processes, sabotage
+from tests.survive.session import Session
+from tests.survive.subjects import Real
+from tests.survive.tally import Tally, by_circumstance, by_kind, ends
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a session; 0 if nothing was lost, doubled or left over."""
     options = _options(arguments)
     processes.adopt_orphans()
+    # So that what was started for it is ended.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     started = time.monotonic()
     print(f"seed {options.seed}", flush=True)
 
@@ -35,19 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = Path(tempfile.mkdtemp(prefix="qvlfp8-survive-"))
     deadline = started + 60 * options.minutes
     tally = Tally()
-    if options.kills:
-        (root / "drill").mkdir()
-        containers = Containers() if options.engine == "docker" else None
-        drill = project.make(
-            root / "drill",
-            sabotage.BY_NAME[options.sabotage] if options.sabotage else None,
-            image=containers.image if containers else None,
-        )
-        drilled = Drilled(drill, options.engine)
-        session = Session(
-            drilled, root / "drill", seed=options.seed, say=say, tally=tally, containers=containers
-        )
-        session.run(kills=options.kills, deadline=deadline, until_found=options.sabotage is not None)
+    parts = mix.shares(options.kills, options.engine, lambda line: print(line, flush=True))
+    for engine, kills in parts.items():
+        if not kills:
+            continue
+        (root / engine).mkdir()
+        subject, around = mix.make(engine, root / engine, options.sabotage)
+        try:
+            session = Session(subject, root / engine, seed=options.seed, say=say, tally=tally, around=around)
+            until_found = options.sabotage is not None
+            session.run(kills=tally.kills + kills, deadline=deadline, until_found=until_found)
+        finally:
+            around.close()
     if options.real and (missing := Real.missing()):
         print(f"real: not run, since {missing} is not built; `nox -s matrix` builds it")
     elif options.real:
@@ -96,7 +98,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--real", type=int, default=10, help="and with real ModelOpt and vLLM loaders [10]")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="[drawn, and printed]")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no more kills after these [60]")
-    parser.add_argument("--engine", choices=["venv", "docker"], default="venv")
+    parser.add_argument(
+        "--engine", choices=["all", *mix.SHARES], default="all", help="one alone [all that are at hand]"
+    )
     parser.add_argument(
         "--side-by-side", type=int, default=max(1, (os.cpu_count() or 1) // 2),
         help="sessions at once, which share the kills [half of the CPUs]",
@@ -110,15 +114,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _report(tally: Tally, seconds: float) -> None:
-    for line in spread(tally):
+    for line in by_circumstance(tally):
         print(line)
     for heading, lines in (("lost", tally.lost), ("doubled", tally.doubled), ("left over", tally.orphans)):
         for line in lines:
             print(f"{heading}: {line}")
-    print(
-        f"{tally.rounds} rounds, {tally.runs} runs in {seconds:.0f} s; a dead driver's processes were gone "
-        f"after {tally.longest_end_s:.2f} s at most; {len(tally.orphans)} left over"
-    )
+    print(f"{tally.rounds} rounds, {tally.runs} runs in {seconds:.0f} s; {ends(tally)}")
+    print(by_kind(tally))
     print(tally.line)
 
 

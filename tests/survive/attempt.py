@@ -8,13 +8,14 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.survive import processes
 from tests.survive.journal import Journal, Told
 from tests.survive.kills import Moment
 from tests.survive.processes import Process
+from tests.survive.surroundings import Surroundings
 from tests.survive.watch import Event, Watch
 
 _JUST_S = 0.02
@@ -29,6 +30,7 @@ class Attempt:
     driver: subprocess.Popen[bytes]
     watch: Watch
     journal: Journal | None
+    around: Surroundings
     earlier: frozenset[int]
     """Sessions of earlier attempts: what they still say is not this one's."""
     earlier_hosts: frozenset[str]
@@ -82,11 +84,14 @@ class Attempt:
                 self.open[told.pid] = told
             else:
                 self.open.pop(told.pid, None)
+        for told in tuple(self.open.values()):
+            if told.host == socket.gethostname() and not Path(f"/proc/{told.pid}").exists():
+                del self.open[told.pid]
 
     def children(self) -> list[Process]:
         """The processes of this attempt, the driver not among them."""
-        found = [p for p in processes.descendants(self.driver.pid) if p.session != self.driver.pid]
-        self.sessions |= {process.session for process in found}
+        found = self.around.processes(self.driver.pid)
+        self.sessions |= {process.session for process in found if process.kind != "ray worker"}
         return found
 
     def freeze(self) -> list[Process]:
@@ -116,8 +121,24 @@ class Attempt:
             return "starting a worker"
         return "between steps" if self.seen["scratch"] else "planning"
 
-    def doing_of(self, process: Process) -> str:
-        """What a worker or job is at."""
+    def doing_at_all(self, children: Sequence[Process]) -> str:
+        """What goes on anywhere."""
+        if self.open:
+            return f"running {next(iter(self.open.values())).stage}"
+        kinds = {process.kind for process in children}
+        if "installer" in kinds:
+            return "building an environment"
+        if kinds & {"guard", "worker"}:
+            return "starting a worker"
+        return "between commands" if kinds else "starting"
+
+    def doing_of(self, process: Process, children: Sequence[Process]) -> str:
+        """What a process is at, and what it has started."""
+        if process.kind == "ray worker":
+            below = [child for child in children if child.parent == process.pid]
+            sessions = {child.session for child in below}
+            kept = {pid: told for pid, told in self.open.items() if told.session in sessions}
+            return replace(self, open=kept).doing_at_all([process, *below])
         told = next((t for t in self.open.values() if process.session == t.session), None)
         if process.kind == "installer":
             return "building an environment"
@@ -135,6 +156,7 @@ def start(
     with log.open("ab") as stream:
         driver = subprocess.Popen(
             command, env=dict(variables), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-            start_new_session=True,
+            # Ray puts the driver's folder before what its workers import: it must hold no qvlfp8.
+            start_new_session=True, cwd=log.parent,
         )  # fmt: skip
     return make(driver)

@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Mapping, Sequence
+
 from docker import DockerClient
 from docker.errors import APIError, NotFound
 
 from qvlfp8.engine.docker_leftovers import KIND, OWNER, STEP
 from qvlfp8.images.daemon import connect
 from tests.integration import small_image
+from tests.survive.kills import IN_CONTAINERS, Target
+from tests.survive.surroundings import ThisMachine
 
 _TAG = "qvlfp8-survive"
 
 
-class Containers:
+class Containers(ThisMachine):
     """Lists and kills them. Others may use the daemon as well: only what a driver of ours owns is touched."""
 
+    habits = IN_CONTAINERS
+
     def __init__(self) -> None:
+        """Make the image.
+
+        Raises:
+            DaemonError: no daemon answers.
+        """
         self._client: DockerClient = connect()
         self._drivers: set[str] = set()
         self.image = small_image.load(self._client, _TAG)
         """Id of an image with nothing but a Python."""
 
     def own(self, driver: int) -> None:
-        """A driver of this session, by its process id."""
+        """As the daemon's labels name it."""
         self._drivers.add(str(driver))
 
-    def running(self) -> list[str]:
-        """The ids of those that run."""
-        return self._list(everything=False)
+    def others(self) -> Mapping[Target, Sequence[str]]:
+        """The ids of containers that run."""
+        running = self._list(everything=False)
+        return {"container": running} if running else {}
 
-    def left(self) -> list[str]:
-        """The ids of all that are there."""
-        return self._list(everything=True)
-
-    def kill(self, container: str, *, remove: bool) -> bool:
-        """Kill one, and remove it as well or not; False if it had ended."""
+    def kill(self, target: Target, which: str, dice: random.Random) -> bool:
+        """Kill a container, and remove it as well or not."""
         try:
-            if remove:
-                self._client.api.remove_container(container, force=True)
+            if dice.random() < 0.3:
+                self._client.api.remove_container(which, force=True)
             else:
-                self._client.api.kill(container)
+                self._client.api.kill(which)
         except (NotFound, APIError):
             return False
         return True
+
+    def hosts(self) -> set[str]:
+        """A container's host is called by the begin of its id."""
+        return {container[:12] for container in self._list(everything=False)}
+
+    def left(self) -> list[str]:
+        """Containers, ended or not."""
+        return [f"container {container[:12]} was left" for container in self._list(everything=True)]
+
+    def close(self) -> None:
+        """Leave the daemon, and nothing in it."""
+        with contextlib.suppress(APIError):
+            self._client.images.remove(self.image, force=True)
+        self._client.close()
 
     def _list(self, *, everything: bool) -> list[str]:
         found = self._client.api.containers(all=everything, filters={"label": f"{KIND}={STEP}"})

@@ -9,7 +9,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """One line: a job ``began`` its step, or ended it; its process, session and host (or container)."""
+    """One line: a job ``began`` its step, or ended it; its process, session and host (or container); when
+    (seconds since the epoch)."""
 
     began: bool
     stage: str
@@ -17,6 +18,7 @@ class Told:
     pid: int
     session: int
     host: str
+    at: float
 
 
 class Journal:
@@ -43,5 +45,8 @@ class Journal:
 
 
 def _parse(line: str) -> Told:
-    what, stage, step, pid, session, host = line.split()
-    return Told(began=what == "begin", stage=stage, step=step, pid=int(pid), session=int(session), host=host)
+    what, stage, step, pid, session, host, at = line.split()
+    return Told(
+        began=what == "begin", stage=stage, step=step, pid=int(pid), session=int(session), host=host,
+        at=float(at),
+    )  # fmt: skip

@@ -59,6 +59,11 @@ def _is_log(path: Path, named: str | None) -> bool:
     return path.is_file() and digest.of_file(path) == named
 
 
+def but_builds(found: Mapping[Key, Entry]) -> dict[Key, Entry]:
+    """Of a cluster's entries those that do not depend on the node: each builds its own environments."""
+    return {key: entry for key, entry in found.items() if key[0] != "build"}
+
+
 def finished(found: Mapping[Key, Entry]) -> set[Key]:
     """The steps that nothing has to do again: no error, and what they read is there and is none."""
     made = {
@@ -101,10 +106,12 @@ def differing(wanted: Mapping[Key, Entry], found: Mapping[Key, Entry]) -> Iterat
 
 
 def said(record: Record) -> dict[str, Any]:
-    """What a record says, less what measures time, names its log's bytes, or when it was."""
+    """What a record says, less what measures time, names its log's bytes, or says when and where it was."""
     content: dict[str, Any] = record.model_dump(mode="json")
-    for field in ("started", "seconds", "log_digest"):
+    for field in ("started", "seconds", "log_digest", "attempts"):
         del content[field]
+    for field in ("node", "ray"):
+        content["environment"].pop(field, None)
     return {field: _without_times(value) for field, value in content.items()}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["driver", "guard", "worker", "job", "installer"]
+Kind = Literal["driver", "guard", "worker", "job", "installer", "ray worker"]
 """``guard`` is what the engine puts around a command; ``installer`` is uv, and what it starts."""
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -50,17 +50,24 @@ def descendants(of: int | None = None) -> list[Process]:
     while left:
         parent, above = left.pop()
         for pid, session in children.get(parent, ()):
-            kind = _kind(_command(pid), above)
+            words = command_line(pid).decode(errors="replace").split("\0")
+            kind = _kind(words, above)
             found.append(Process(pid=pid, parent=parent, session=session, kind=kind))
             left.append((pid, kind))
     return found
 
 
-def _command(pid: int) -> list[str]:
+def command_line(pid: int) -> bytes:
+    """A process's, its words ended by NULs; empty if it is gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return []
+        return b""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there; a zombie is not."""
+    return bool(command_line(pid))
 
 
 def _kind(command: list[str], above: Kind | None) -> Kind:
@@ -68,6 +75,8 @@ def _kind(command: list[str], above: Kind | None) -> Kind:
         return "guard"
     if any(word.endswith("worker/__main__.py") for word in command):
         return "job" if above in {"worker", "job"} else "worker"
+    if command and command[0].startswith("ray::entry"):
+        return "ray worker"
     if command and Path(command[0]).name == "uv":
         return "installer"
     if above in {"installer", "worker"}:

@@ -27,4 +27,31 @@ BY_NAME: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
     # What is finished is not remembered.
     "forgets": {"run.py": ("again=self._again,", "again=True,")},
+    # For engine ray alone: in the shared store, a step's entry is there before the files that it names.
+    "entry-first": {
+        "cluster/shared.py": (
+            """            entry = Entry(folder=name, made=made, files=dict(self._copied(send, paths, nbytes)))
+            self._write_whole(f"{place}/{ENTRY}", entry.model_dump_json().encode())
+""",
+            """            named = {
+                f.relative_to(folder).as_posix(): SharedFile(size=f.stat().st_size, sha256=_sha256(f))
+                for f in paths
+            }
+            entry = Entry(folder=name, made=made, files=named)
+            self._write_whole(f"{place}/{ENTRY}", entry.model_dump_json().encode())
+            time.sleep(0.1)
+            self._copied(send, paths, nbytes)
+""",
+        )
+    },
+    # What a lost node had finished and not told of, for which it takes a while, is done again.
+    "asks-nobody": {
+        "cluster/place.py": ("(untold := self._finished.untold(step))", "(untold := None)"),
+        "cluster/node.py": (
+            "            self._shared.put(record.stage, record.digest, entry, record.made)\n",
+            """            self._shared.put(record.stage, record.digest, entry, record.made)
+            threading.Event().wait(1.0)
+""",
+        ),
+    },
 }

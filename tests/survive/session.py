@@ -1,87 +1,28 @@
-"""Rounds of kills: a store is filled by a driver that is killed again and again, and then compared."""
+"""Rounds of kills of one subject, until there have been enough or time is up."""
 
 from __future__ import annotations
 
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from tests.survive import attempt as attempts
-from tests.survive import kept, kills, processes
+from tests.survive import kept, processes
 from tests.survive.attempt import Attempt
-from tests.survive.containers import Containers
 from tests.survive.journal import Journal
 from tests.survive.kept import Entry, Key
+from tests.survive.round import Round
+from tests.survive.subjects import Subject
+from tests.survive.surroundings import Surroundings, ThisMachine
+from tests.survive.tally import Tally
 from tests.survive.watch import Watch
 
-_AWAY_S = 10.0
-"""How long a dead driver's processes may live on."""
-_LIMIT_S = 900.0
-"""For one run of the driver: it hangs if it takes longer."""
-
-
-class Subject(Protocol):
-    """What is run: a command that fills a store."""
-
-    @property
-    def told(self) -> Path | None:
-        """The pipe in which its workers say what they begin and end, if they do."""
-        ...
-
-    def command(self, store: Path, *, again: bool) -> list[str]:
-        """The driver's command line; ``again``: it is to do what is finished as well."""
-        ...
-
-    def variables(self) -> dict[str, str]:
-        """Its environment variables."""
-        ...
-
-    def prepare(self, store: Path) -> None:
-        """Make a fresh store ready."""
-        ...
-
-
-@dataclass(kw_only=True)
-class Tally:
-    """What happened in all rounds."""
-
-    kills: int = 0
-    rounds: int = 0
-    runs: int = 0
-    lost: list[str] = field(default_factory=list)
-    doubled: list[str] = field(default_factory=list)
-    orphans: list[str] = field(default_factory=list)
-    spread: Counter[tuple[str, str]] = field(default_factory=Counter)
-    longest_end_s: float = 0.0
-
-    @property
-    def line(self) -> str:
-        """The line that a session ends with."""
-        return f"{self.kills} kills, {len(self.lost)} lost, {len(self.doubled)} doubled"
-
-    def add(self, other: Tally) -> None:
-        """Count what another session found as well."""
-        self.kills += other.kills
-        self.rounds += other.rounds
-        self.runs += other.runs
-        self.lost += other.lost
-        self.doubled += other.doubled
-        self.orphans += other.orphans
-        self.spread += other.spread
-        self.longest_end_s = max(self.longest_end_s, other.longest_end_s)
-
-    @property
-    def good(self) -> bool:
-        """Whether nothing went wrong."""
-        return not (self.lost or self.doubled or self.orphans)
+_TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +36,7 @@ class Undisturbed:
 
 
 class Session:
-    """Kills one subject until there have been enough kills, or time is up."""
+    """Kills one subject."""
 
     def __init__(
         self,
@@ -105,20 +46,30 @@ class Session:
         seed: int,
         say: Callable[[str], None],
         tally: Tally,
-        containers: Containers | None = None,
+        around: Surroundings | None = None,
     ) -> None:
-        self._subject = subject
-        self._root = root
-        self._dice = random.Random(seed)  # noqa: S311  (repeatable, not secret)
-        self._say = say
-        self._containers = containers
-        self._journal = Journal(subject.told) if subject.told else None
-        self._sessions: set[int] = set()
-        self._hosts: set[str] = set()
+        """Take what it works with.
+
+        Args:
+            subject: what is run.
+            root: an empty folder for its stores and the drivers' log.
+            seed: of all that is drawn.
+            say: shows what happens.
+            tally: takes it.
+            around: where steps run [default: this machine].
+        """
+        self.subject = subject
+        self.around = around or ThisMachine()
+        self.dice = random.Random(seed)  # noqa: S311  (repeatable, not secret)
+        self.say = say
         self.tally = tally
+        self.sessions: set[int] = set()
+        self._root = root
+        self._journal = Journal(subject.told) if subject.told else None
+        self._hosts: set[str] = set()
 
     def run(self, *, kills: int, deadline: float, until_found: bool = False) -> None:
-        """Kill until there were so many kills in all.
+        """Kill until the tally has so many kills in all.
 
         Args:
             kills: how many there are then.
@@ -128,74 +79,44 @@ class Session:
         Raises:
             RuntimeError: the undisturbed run did not end, or left an error on record.
         """
-        undisturbed = self._undisturbed(self._fresh("undisturbed"))
-        self._say(f"undisturbed: {len(undisturbed.entries)} records in {undisturbed.seconds:.1f} s")
+        undisturbed = self._undisturbed(briefly=until_found)
         while self.tally.kills < kills and time.monotonic() < deadline:
-            one = _Round(self, undisturbed, kills, deadline, until_found=until_found)
+            one = Round(self, undisturbed, kills, deadline, until_found=until_found)
             one.run()
             if one.found:
                 return
 
-    @property
-    def _log(self) -> Path:
-        return self._root / "log.txt"
-
-    def _fresh(self, name: str) -> Path:
+    def fresh(self, name: str) -> Path:
+        """An empty store."""
         store = self._root / name
         shutil.rmtree(store, ignore_errors=True)
         store.mkdir()
-        self._subject.prepare(store)
+        self.subject.prepare(store)
         return store
 
-    def _undisturbed(self, store: Path, tries: int = 3) -> Undisturbed:
-        running = self.start(store)
-        while not running.over:
-            for event in running.watch.wait(0.05):
-                running.note(event)
-            running.children()
-        seconds = time.monotonic() - running.started
-        self.end(running)
-        found, broken = kept.entries(store)
-        if broken or not found:
-            raise RuntimeError(f"the undisturbed run left {broken or 'nothing'}; see {self._log}")
-        errors = [entry.record.because() for entry in found.values() if not entry.final]
-        if errors and tries > 1:
-            # A machine at its limits keeps a baseline too late, for one; as a user does, run it again.
-            again = self._undisturbed(store, tries - 1)
-            return replace(again, seconds=seconds, start=running.had_store - running.started)
-        if errors:
-            raise RuntimeError(f"the undisturbed run had a fault: {errors[0]}; see {self._log}")
-        return Undisturbed(
-            entries=found, code=running.driver.returncode, seconds=seconds,
-            start=running.had_store - running.started,
-        )  # fmt: skip
-
-    def start(self, store: Path, *, again: bool = False) -> Attempt:
+    def start(self, store: Path, command: Sequence[str]) -> Attempt:
         """Start a driver on a store."""
         self.tally.runs += 1
+        self.around.ready()
         watch = Watch(store)
 
         def make(driver: subprocess.Popen[bytes]) -> Attempt:
-            if self._containers:
-                self._containers.own(driver.pid)
+            self.around.own(driver.pid)
             return Attempt(
-                store=store, driver=driver, watch=watch, journal=self._journal,
-                earlier=frozenset(self._sessions), earlier_hosts=frozenset(self._hosts),
+                store=store, driver=driver, watch=watch, journal=self._journal, around=self.around,
+                earlier=frozenset(self.sessions), earlier_hosts=frozenset(self._hosts),
             )  # fmt: skip
 
-        return attempts.start(
-            self._subject.command(store, again=again), self._subject.variables(), log=self._log, make=make
-        )
+        return attempts.start(command, self.subject.variables(), log=self._log, make=make)
 
     def end(self, running: Attempt) -> None:
         """Put an attempt's ends together, once its driver has ended."""
         running.driver.wait()
         running.listen()
         running.watch.close()
-        self._sessions |= running.sessions
-        if self._containers:
-            self._hosts |= {told.host for told in running.begun if told.host != socket.gethostname()}
-            self._hosts |= {container[:12] for container in self._containers.running()}
+        self.sessions |= running.sessions
+        self._hosts |= {told.host for told in running.begun if told.host != socket.gethostname()}
+        self._hosts |= self.around.hosts()
 
     def away(self, sessions: Iterable[int], what: str) -> None:
         """See to it that a dead driver's processes end, and say so if they do not end by themselves."""
@@ -205,187 +126,57 @@ class Session:
         def left() -> list[processes.Process]:
             return [p for p in processes.descendants() if p.session in gone_by]
 
-        processes.wait_until(lambda: not left(), _AWAY_S)
-        self.tally.longest_end_s = max(self.tally.longest_end_s, time.monotonic() - started)
+        processes.wait_until(lambda: not left(), self.around.away_s)
+        self.tally.ended_after(self.subject.name, time.monotonic() - started)
         for process in left():
             self.tally.orphans.append(f"{process.kind} {process.pid} outlived its driver ({what})")
             processes.kill(process.pid)
         processes.reap()
 
-
-class _Round:
-    def __init__(
-        self, session: Session, undisturbed: Undisturbed, goal: int, deadline: float, *, until_found: bool
-    ) -> None:
-        self._until_found = until_found
-        self._session = session
-        self._tally = session.tally
-        self._dice = session._dice
-        self._undisturbed = undisturbed
-        self._goal = goal
-        self._deadline = deadline
-        self._store = session._fresh("store")
-        self._known: dict[Key, Entry] = {}
-        self._built: dict[str, int] = {}
-        self._again = False
-
     @property
-    def found(self) -> bool:
-        """Whether something was found, and that is enough."""
-        return self._until_found and bool(self._tally.lost or self._tally.doubled)
+    def _log(self) -> Path:
+        return self._root / "log.txt"
 
-    def run(self) -> None:
-        """Kill until the driver comes to its end, and compare what it left."""
-        self._tally.rounds += 1
-        while not self._complete(self._attempt()):
-            if self.found:
-                return
-        if self._dice.random() < 0.3 and not self._enough():
-            # What is finished is done once more, as was asked for: its records are replaced, never missing.
-            self._again = True
-            self._attempt()
-            self._again = False
-            while not self._complete(self._attempt()):
-                pass
-        self._look("at the end")
-        found, _ = kept.entries(self._store)
-        self._lost(kept.not_whole(self._store, found), "at the end")
-        self._lost(kept.differing(self._undisturbed.entries, found), "at the end")
-        self._nothing_to_do()
-        self._leftovers()
+    def _undisturbed(self, *, briefly: bool) -> Undisturbed:
+        """Run the subject alone; ``briefly``: how long that takes where it is killed is estimated."""
+        store = self.fresh("undisturbed")
+        wanted = self._to_its_end(store, self.subject.undisturbed(store))
+        self.say(f"undisturbed: {len(wanted.entries)} records in {wanted.seconds:.1f} s")
+        command = self.subject.command(store, again=False)
+        if command == self.subject.undisturbed(store):
+            return wanted
+        if briefly:
+            return replace(
+                wanted, entries=kept.but_builds(wanted.entries), seconds=3 * wanted.seconds,
+                start=3 * wanted.start,
+            )  # fmt: skip
+        store = self.fresh("store")
+        there = self._to_its_end(store, self.subject.command(store, again=False))
+        wanted = replace(wanted, entries=kept.but_builds(wanted.entries))
+        for text in kept.differing(wanted.entries, kept.but_builds(there.entries)):
+            self.tally.lost.append(f"{text} (undisturbed)")
+        self.say(f"undisturbed in {self.subject.name}: in {there.seconds:.1f} s")
+        return replace(wanted, seconds=there.seconds, start=there.start)
 
-    def _complete(self, running: Attempt) -> bool:
-        """Whether an attempt came to the end by itself, with nothing left to try again."""
-        code = running.driver.returncode
-        if code == -signal.SIGKILL:
-            return False
-        errors = [entry for entry in self._known.values() if not entry.final]
-        if code != self._undisturbed.code and not errors:
-            self._lost([f"it ended with exit code {code}, undisturbed with {self._undisturbed.code}"], "")
-            return True
-        return not errors
-
-    def _attempt(self) -> Attempt:
-        finished = kept.finished(self._known)
-        running = self._session.start(self._store, again=self._again)
-        while not running.over and not self._enough():
-            moment = kills.draw_moment(
-                self._dice, start=self._undisturbed.start, length=self._undisturbed.seconds
-            )
-            if running.come(moment):
-                self._kill(running, moment)
-        while not running.over:
-            for event in running.watch.wait(0.05):
-                running.note(event)
-            running.listen()
-            if time.monotonic() - running.started > _LIMIT_S:
-                self._lost([f"the driver hung for {_LIMIT_S:.0f} s"], "")
-                processes.kill(running.driver.pid)
-        killed = running.driver.returncode == -signal.SIGKILL
-        # Half of the time the next driver starts at once, as an impatient user's does.
-        if not killed or self._dice.random() < 0.5:
-            self._session.away(running.sessions, "waited for")
-        self._session.end(running)
-        begun: set[str] = set()
-        for told in running.begun:
-            if (told.stage, told.step) in finished and not self._again:
-                subject = self._known[told.stage, told.step].record.subject
-                self._doubled([f"{told.stage} {subject}: it was finished, and was begun again"])
-            elif told.step in begun:
-                self._doubled([f"{told.stage} {told.step[:12]}: one run began it twice"])
-            begun.add(told.step)
-        self._look(f"after {running.seen['commit']} commits")
-        return running
-
-    def _enough(self) -> bool:
-        return self._tally.kills >= self._goal or time.monotonic() > self._deadline
-
-    def _kill(self, running: Attempt, moment: kills.Moment) -> None:
-        children = running.children()
-        containers = self._session._containers.running() if self._session._containers else []
-        there: set[kills.Target] = {p.kind for p in children if p.kind != "driver"}
-        target = kills.draw_target(self._dice, moment, there | ({"container"} if containers else set()))
-        if target == "container":
-            running.listen()
-            doing = f"running {next(iter(running.open.values())).stage}" if running.open else "starting"
-            done = self._session._containers is not None and self._session._containers.kill(
-                self._dice.choice(containers), remove=self._dice.random() < 0.3
-            )
-        elif target == "driver":
-            children = running.freeze()
-            doing = running.doing(children)
-            done = not running.over
-            processes.kill(running.driver.pid)
-            running.driver.wait()
-            done = done and running.driver.returncode == -signal.SIGKILL
-        else:
-            process = self._dice.choice([p for p in children if p.kind == target])
-            running.listen()
-            doing = running.doing_of(process)
-            done = processes.kill(process.pid)
-        if done:
-            self._tally.kills += 1
-            self._tally.spread[target, doing] += 1
-            self._session._say(
-                f"{self._tally.kills}/{self._goal} round {self._tally.rounds}: {target}, {doing}"
-            )
-
-    def _look(self, when: str) -> None:
-        """Compare the store with what was known of it."""
-        found, broken = kept.entries(self._store)
-        self._lost(broken, when)
-        self._lost(kept.gone(self._known, found), when)
-        if not self._again:
-            self._doubled(kept.replaced(self._known, found))
-        fresh = {key: entry for key, entry in found.items() if self._known.get(key) != entry}
-        self._lost(kept.not_whole(self._store, fresh), when)
-        self._known = found
-        for folder in self._store.glob("environments/*"):
-            complete = folder / "complete.json"
-            if not complete.exists():
-                if folder.name in self._built:
-                    self._lost([f"environment {folder.name}: it was whole"], when)
-                continue
-            made = complete.stat().st_mtime_ns
-            if self._built.setdefault(folder.name, made) != made:
-                self._doubled([f"environment {folder.name}: it was built again"])
-
-    def _nothing_to_do(self) -> None:
-        """Once more, undisturbed: nothing may be left to do, and nothing may change."""
-        running = self._session.start(self._store)
-        running.driver.wait()
-        self._session.end(running)
-        self._doubled(f"{told.stage} {told.step[:12]}: a finished run did it again" for told in running.begun)
-        if running.seen["commit"]:
-            self._doubled([f"a finished run made {running.seen['commit']} records"])
-        self._look("when there was nothing to do")
-
-    def _leftovers(self) -> None:
-        self._session.away(self._session._sessions, "at the end of a round")
-        if self._session._containers:
-            self._tally.orphans += [
-                f"container {container[:12]} was left" for container in self._session._containers.left()
-            ]
-        kinds = {path.name.partition("-")[0] for path in self._store.glob("tmp/*")}
-        self._tally.orphans += [f"tmp/ has a folder of {kind}" for kind in kinds - {"batch", "replaced"}]
-
-    def _lost(self, what: Iterable[str], when: str) -> None:
-        for text in what:
-            self._tally.lost.append(f"{text} ({when}, round {self._tally.rounds})")
-            self._session._say(f"LOST: {text} ({when})")
-
-    def _doubled(self, what: Iterable[str]) -> None:
-        for text in what:
-            self._tally.doubled.append(f"{text} (round {self._tally.rounds})")
-            self._session._say(f"DOUBLED: {text}")
-
-
-def spread(tally: Tally) -> Sequence[str]:
-    """How kills were spread: a line for each target, and what was going on."""
-    targets = dict.fromkeys(target for target, _ in sorted(tally.spread))
-    lines = []
-    for target in targets:
-        doing = {what: number for (of, what), number in tally.spread.most_common() if of == target}
-        listed = ", ".join(f"{what} {number}" for what, number in doing.items())
-        lines.append(f"{target}: {sum(doing.values())} ({listed})")
-    return lines
+    def _to_its_end(self, store: Path, command: Sequence[str]) -> Undisturbed:
+        """Run a driver; once more after an error: a baseline kept too late, for one."""
+        first: tuple[float, float] | None = None
+        for _ in range(_TRIES):
+            running = self.start(store, command)
+            while not running.over:
+                for event in running.watch.wait(0.05):
+                    running.note(event)
+                running.children()
+            took = time.monotonic() - running.started
+            first = first or (took, running.had_store - running.started)
+            self.end(running)
+            found, broken = kept.entries(store)
+            if broken or not found:
+                raise RuntimeError(f"the undisturbed run left {broken or 'nothing'}; see {self._log}")
+            errors = [entry.record.because() for entry in found.values() if not entry.final]
+            if not errors:
+                seconds, start = first
+                return Undisturbed(
+                    entries=found, code=running.driver.returncode, seconds=seconds, start=start
+                )
+        raise RuntimeError(f"the undisturbed run had a fault: {errors[0]}; see {self._log}")

@@ -24,7 +24,8 @@ def told(stage: str) -> Iterator[None]:
 
 
 def _tell(what: str, stage: str) -> None:
-    line = f"{what} {stage} {protocol._channel.job} {os.getpid()} {os.getsid(0)} {socket.gethostname()}\n"
+    who = f"{os.getpid()} {os.getsid(0)} {socket.gethostname()}"
+    line = f"{what} {stage} {protocol._channel.job} {who} {time.time()}\n"
     descriptor = os.open(PIPE, os.O_WRONLY | os.O_NONBLOCK)
     try:
         os.write(descriptor, line.encode())
