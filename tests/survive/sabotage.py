@@ -30,7 +30,8 @@ BY_NAME: Mapping[str, Mapping[str, tuple[str, str]]] = {
     # For engine ray alone: in the shared store, a step's entry is there before the files that it names.
     "entry-first": {
         "cluster/shared.py": (
-            """            entry = Entry(folder=name, made=made, files=dict(self._copied(send, paths, nbytes)))
+            "            entry = Entry("
+            """folder=name, made=made, files=dict(self._copied(send, paths, nbytes)))
             self._write_whole(f"{place}/{ENTRY}", entry.model_dump_json().encode())
 """,
             """            named = {
