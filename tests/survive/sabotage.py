@@ -30,15 +30,13 @@ BY_NAME: Mapping[str, Mapping[str, tuple[str, str]]] = {
     # For engine ray alone: in the shared store, a step's entry is there before the files that it names.
     "entry-first": {
         "cluster/shared.py": (
-            "            entry = Entry("
-            """folder=name, made=made, files=dict(self._copied(send, paths, nbytes)))
+            """files=dict(self._copied(send, paths, nbytes)))
             self._write_whole(f"{place}/{ENTRY}", entry.model_dump_json().encode())
 """,
-            """            named = {
+            """files={
                 f.relative_to(folder).as_posix(): SharedFile(size=f.stat().st_size, sha256=_sha256(f))
                 for f in paths
-            }
-            entry = Entry(folder=name, made=made, files=named)
+            })
             self._write_whole(f"{place}/{ENTRY}", entry.model_dump_json().encode())
             time.sleep(0.1)
             self._copied(send, paths, nbytes)
