@@ -14,11 +14,11 @@ say which of its inputs has changed since.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from qvlfp8.cells import OF_CHECKPOINT, Cell, Stage
 from qvlfp8.environments import Device
@@ -36,6 +36,34 @@ SHORT = 16
 """Digits of a digest that only tells whether something has changed."""
 
 
+class Words(Protocol):
+    """What steps of one kind say of themselves; worked out when somebody asks: planning itself does not."""
+
+    def asked(self, step: Step) -> Mapping[str, str]:
+        """As :attr:`Step.asked`."""
+        ...
+
+    def evidence(self, step: Step) -> tuple[str, ...]:
+        """As :attr:`Step.evidence`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stated:
+    """Words that are there already, of one step."""
+
+    of: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    keys: tuple[str, ...] = ()
+
+    def asked(self, _step: Step) -> Mapping[str, str]:
+        """As :attr:`Step.asked`."""
+        return self.of
+
+    def evidence(self, _step: Step) -> tuple[str, ...]:
+        """As :attr:`Step.evidence`."""
+        return self.keys
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
     """What is done, in which environment and with which parameters: many steps have it in common."""
@@ -50,22 +78,32 @@ class Work:
     """Locks of a serve environment under which a committed record can stand, its own included, as short."""
     unresolved: str | None = None
     """Of a build: why its environment does not resolve, so that it can never be done."""
+    words: Words = Stated()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One thing to do once: some work on a subject."""
+class Step(NamedTuple):
+    """One thing to do once: some work on a subject. (A tuple, as a plan has hundreds of thousands.)"""
 
     work: Work
     subject: str
     digest: str
     needs: tuple[str, ...] = ()
     """Digests of the steps whose output it reads."""
-    evidence: Sequence[str] = ()
-    """Keys of the committed records that can stand for this step: what was asked, without our own source.
-    The first is that of the step's own lock; the others differ in the lock alone."""
-    asked: Mapping[str, str] = field(default_factory=lambda: NOTHING)
-    """What its digest covers, in words: name of an input -> the first 16 digits of its digest."""
+    made: object = None
+    """What its words have to know of the checkpoint."""
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """Keys of the committed records that can stand for this step: what was asked, without our own source.
+
+        The first is that of the step's own lock; the others differ in the lock alone.
+        """
+        return self.work.words.evidence(self)
+
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """What its digest covers, in words: name of an input -> the first 16 digits of its digest."""
+        return self.work.words.asked(self)
 
     @property
     def stage(self) -> RecordedStage:
@@ -134,10 +172,12 @@ class Plan:
 
     def digests_of(self, cell: Cell) -> Mapping[str, None]:
         """The digests of :meth:`of_cell`, as the keys of a mapping."""
-        wanted: dict[str, None] = {}
-        for digest in self.stages[cell.id].values():
+        stages, steps = self.stages[cell.id], self.steps
+        # The checkpoint's own are the same for many cells; the others are the cell's.
+        wanted = {**self._with_needs(stages["quantize"]), stages["inspect"]: None}
+        for digest in stages.values():
             if digest not in wanted:
-                for need in self.steps[digest].needs:
+                for need in steps[digest].needs:
                     if need not in wanted:
                         wanted |= self._with_needs(need)
                 wanted[digest] = None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from qvlfp8.environments import Environment, Locks
 from qvlfp8.locks import Lock
-from qvlfp8.plan import LockKey, Plan, Step
+from qvlfp8.plan import LockKey, Plan, Stated, Step
 from qvlfp8.results import Attempt
 from qvlfp8.tasks import Task
 
@@ -94,8 +94,13 @@ def lock_keys(order: Order) -> frozenset[LockKey]:
 
 def plain(step: Step) -> Step:
     """The step with ordinary dictionaries and tuples, which can be pickled."""
-    work = replace(step.work, params=_plain(step.params), inputs=_plain(step.inputs))
-    return replace(step, work=work, asked=_plain(step.asked), evidence=tuple(step.evidence))
+    work = replace(
+        step.work,
+        params=_plain(step.params),
+        inputs=_plain(step.inputs),
+        words=Stated(of=_plain(step.asked), keys=step.evidence),
+    )
+    return step._replace(work=work, made=None)
 
 
 def _plain(value: Any) -> Any:

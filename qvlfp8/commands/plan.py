@@ -30,9 +30,8 @@ def show_plan(
         sys.stdout.writelines(json_stream(_plan_json(plan, cached, left_out)))
         return
     said = {name: f"{step.stage} ✓" if name in cached else step.stage for name, step in plan.steps.items()}
-    sys.stdout.writelines(
-        f"{cell.id}  {' · '.join([said[step] for step in plan.digests_of(cell)])}\n" for cell in cells
-    )
+    lines = [f"{cell.id}  {' · '.join([said[step] for step in plan.digests_of(cell)])}\n" for cell in cells]
+    sys.stdout.write("".join(lines))
     for name, reason in excluded:
         print(f"- {name}  left out: {reason}")
     counts = Counter(reason for _, reason in left_out[len(excluded) :])

@@ -10,7 +10,7 @@ import pytest
 from qvlfp8 import locks
 from qvlfp8.errors import FileFormatError
 from qvlfp8.evidence import Evidence
-from qvlfp8.plan import Step, Work
+from qvlfp8.plan import Stated, Step, Work
 from qvlfp8.project import Project
 from qvlfp8.results import Host, Record
 from tests.unit.factory import MATRIX, open_project
@@ -46,14 +46,16 @@ def record(key: str = KEY, subject: str = "lm-fp8/modelopt-0.47.0/seeing/vllm-0.
 PARAMS = {"options": {"door": "engine"}}
 
 
-def step(key: str | None = KEY, *, environment: str = "vllm-0.26.0", **changed: Any) -> Step:
-    work = Work(stage="generate", environment=environment, params=PARAMS, inputs={})
-    fields: dict[str, Any] = {
-        "subject": "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0",
-        "digest": "d",
-        "evidence": (key,) if key else (),
-    }
-    return Step(work=work, **(fields | changed))
+def step(
+    key: str | None = KEY,
+    *,
+    environment: str = "vllm-0.26.0",
+    subject: str = "lm-fp8/modelopt-0.47.0/seeing/vllm-0.26.0",
+    keys: tuple[str, ...] | None = None,
+) -> Step:
+    words = Stated(keys=keys if keys is not None else (key,) if key else ())
+    work = Work(stage="generate", environment=environment, params=PARAMS, inputs={}, words=words)
+    return Step(work=work, subject=subject, digest="d")
 
 
 def test_what_is_added_is_found_by_its_key_alone(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_every_committed_record_stands_for_a_step_of_the_plan() -> None:
 
 def test_a_record_of_either_lock_for_a_gpu_stands(tmp_path: Path) -> None:
     Evidence(tmp_path).add(record("c" * 64))
-    assert Evidence(tmp_path).record(step(evidence=("d" * 64, "c" * 64))) == record("c" * 64)
+    assert Evidence(tmp_path).record(step(keys=("d" * 64, "c" * 64))) == record("c" * 64)
 
 
 def test_a_lock_that_is_out_of_date_vouches_for_no_record(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_run_in_either_lock_for_a_gpu_does_not_blame_the_lock(bench: Bench) ->
     assert record is not None
     asked = {**step.asked, "lock of vllm-0.10.2": "bundle", "recipe": "other"}
     record = record.model_copy(update={"inputs": {"asked": asked}})
-    assert changed(record, replace(step, work=replace(step.work, standing=("bundle",)))).startswith(
+    assert changed(record, step._replace(work=replace(step.work, standing=("bundle",)))).startswith(
         "recipe has changed since"
     )
     assert changed(record, step).startswith("recipe, lock of vllm-0.10.2 have changed")
