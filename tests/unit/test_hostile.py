@@ -64,7 +64,7 @@ def test_nothing_here_or_in_the_workers_unpickles_or_trusts_remote_code() -> Non
     for file in sorted((ROOT / "qvlfp8").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             match node:
-                # Ray unpickles all that it carries. An order is opened by us, so that a node is refused first.
+                # Ray unpickles all that it carries; an order is opened by us, after a node may be refused.
                 case ast.Import(names=[ast.alias(name="pickle")]) if file.name == "ray_tasks.py":
                     continue
                 case ast.Import(names=names):
