@@ -157,12 +157,12 @@ def build(session: nox.Session) -> None:
 @nox.session
 def nightly(session: nox.Session) -> None:
     """What takes long: every cell, the oracle, every contract and many checkpoints, images built twice."""
-    install(session, "test")
+    install(session, "test", "cluster")
     run(session, "qvlfp8", "matrix", "--all")
     run(session, "pytest", "-q", "tests/compat", "--all")
     run(session, "qvlfp8", "truth")
     run(session, "qvlfp8", "contract", "check")
-    modules = [f"tests/integration/test_{module}.py" for module in ("contract", "forms", "repair")]
+    modules = [f"tests/integration/test_{module}.py" for module in ("contract", "forms", "repair", "survive")]
     run(session, "pytest", "-q", *modules, "-n", "auto", QVLFP8_TESTS_THOROUGH="1")
     run(session, "qvlfp8", "base")
     run(session, "python", "bench/base.py")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.loader import THOROUGH
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,7 +38,13 @@ def test_a_dozen_kills_lose_nothing_and_double_nothing() -> None:
     [
         ("venv", "record-first", "lost: "),
         ("venv", "forgets", "doubled: "),
-        ("ray", "entry-first", "lost: .* its entry in the shared store has no whole record"),
+        pytest.param(
+            "ray",
+            "entry-first",
+            "lost: .* its entry in the shared store has no whole record",
+            # Minutes; tests/integration/test_ray.py kills each part of a cluster once.
+            marks=pytest.mark.skipif(not THOROUGH, reason="nox -s nightly asks a cluster"),
+        ),
     ],
 )
 def test_a_store_or_run_that_is_not_sound_is_found_out(engine: str, fault: str, said_of_it: str) -> None:
