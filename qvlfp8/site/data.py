@@ -110,7 +110,8 @@ class Site:
             return ""
         path = self.project.store.entry(record.stage, record.digest) / LOG
         try:
-            return excerpt(path.read_text(encoding="utf-8", errors="replace"))
+            text = path.read_bytes().decode(errors="replace")
+            return excerpt(text.replace("\r\n", "\n").replace("\r", "\n"))
         except OSError:
             return ""
 
