@@ -21,6 +21,7 @@ from qvlfp8.planning import make_plan
 from qvlfp8.results import Record
 from qvlfp8.store import Store
 from qvlfp8.survey import Lookup, survey
+from qvlfp8.untrusted import collection_paused
 
 if TYPE_CHECKING:
     from qvlfp8.report.table import CellView
@@ -166,8 +167,10 @@ class Project:
         """
         from qvlfp8.report.table import view_cells
 
-        seen = survey(plan, lookup or self.lookup, self.older)
-        return view_cells(plan, seen, self.matrix.bounds, lacking)
+        # Records live as long as the project.
+        with collection_paused():
+            seen = survey(plan, lookup or self.lookup, self.older)
+            return view_cells(plan, seen, self.matrix.bounds, lacking)
 
     def surprises(self, view: CellView) -> Iterator[tuple[Stage, str | None]]:
         """(stage, what is not as expected or None) for each stage of a cell."""

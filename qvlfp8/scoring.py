@@ -64,12 +64,14 @@ def score(
     bounds: Bounds,
     *,
     known_answers: bool = True,
+    control: Control | None = None,
 ) -> dict[Stage, Scored]:
     """Score a generate result against the BF16 model's, ``baseline``; None: this is the BF16 model.
 
     Args:
         known_answers: whether the model was taught to answer this exam. Of another one it is asked
             that it answers as BF16 does, and changes its answers with the picture as BF16 does.
+        control: of ``baseline``, for whoever holds many checkpoints against it.
 
     Returns:
         All stages, of the BF16 model itself all but ``fidelity``.
@@ -94,7 +96,7 @@ def score(
             stages["fidelity"] = _blocked("there are no answers")
         stages["speed"] = _blocked("there are no answers")
         return stages
-    judged = _Answers(measured, compared, bounds, known_answers)
+    judged = _Answers(measured, control or Control(baseline), bounds, known_answers)
     stages["text"] = judged.text()
     stages["image"] = judged.image()
     if baseline is not None:
@@ -178,16 +180,38 @@ def _generation(error: Mapping[str, Any]) -> Scored:
 # --- text and image -----------------------------------------------------------------------------
 
 
+class Control:
+    """The answers of the BF16 model (None, or one that gave none: there are none), gone through once."""
+
+    def __init__(self, baseline: Mapping[str, Any] | None) -> None:
+        self._baseline = baseline
+
+    @property
+    def answers(self) -> Sequence[Mapping[str, Any]]:
+        """As they were given."""
+        return [] if self._baseline is None else self._baseline["answers"]
+
+    @cached_property
+    def said(self) -> Mapping[str, tuple[str, str | None]]:
+        """By question."""
+        return {answer["id"]: _said(answer) for answer in self.answers}
+
+    @cached_property
+    def changed(self) -> Mapping[str, float]:
+        """By task of sight: the share of questions answered otherwise to the swapped picture."""
+        return _changed(self.answers)
+
+
 @dataclass(slots=True)
 class _Tally:
     """The answers to one task's questions, those about swapped pictures counted as well: how many are so."""
 
-    asked: int = 0
-    right: int = 0
-    compared: int = 0
+    asked: int
+    right: int
+    compared: int
     """Of those that BF16 answered too."""
-    right_bf16: int = 0
-    agreeing: int = 0
+    right_bf16: int
+    agreeing: int
 
 
 class _Answers:
@@ -196,14 +220,14 @@ class _Answers:
     def __init__(
         self,
         measured: Mapping[str, Any],
-        baseline: Mapping[str, Any] | None,
+        control: Control,
         bounds: Bounds,
         known: bool,
     ) -> None:
         self._bounds = bounds
         self._known = known
         self._answers: list[Mapping[str, Any]] = measured["answers"]
-        self._theirs: list[Mapping[str, Any]] = baseline["answers"] if baseline is not None else []
+        self._control = control
 
     def text(self) -> Scored:
         """Tasks without a picture."""
@@ -218,9 +242,10 @@ class _Answers:
             return _blocked("no question of sight was asked")
         found, measured = self._tasks(sight=True, drop=self._bounds.image_drop)
         changed = _changed(self._answers)
-        usual = _changed(self._theirs) if self._theirs else dict.fromkeys(changed, 1.0)
+        theirs = bool(self._control.answers)
+        usual = self._control.changed if theirs else dict.fromkeys(changed, 1.0)
         share, usually = _mean(changed.values()), _mean(usual.values())
-        measured |= {"changed": round(share, 4), "changed_bf16": round(usually, 4) if self._theirs else None}
+        measured |= {"changed": round(share, 4), "changed_bf16": round(usually, 4) if theirs else None}
         if share < self._bounds.blind * usually or (usually > 0 and share == 0):
             say = f"{share:.0%} of the answers change with the picture; {usually:.0%} should"
             return _ended([*self._unknown(), _finding("blind", [say, *found])], measured)
@@ -271,17 +296,19 @@ class _Answers:
     @cached_property
     def _tallies(self) -> dict[str, _Tally]:
         """By task, in the order in which they were asked."""
-        theirs = {a["id"]: _said(a) for a in self._theirs}
+        theirs = self._control.said
         nothing = (None, None)
-        tallies: dict[str, _Tally] = {}
+        told: dict[str, list[tuple[str, str, str | None]]] = {}
         for a in self._answers:
-            tally = tallies.get(a["task"]) or tallies.setdefault(a["task"], _Tally())
+            of_task = told.get(a["task"])
+            if of_task is None:
+                of_task = told[a["task"]] = []
             said, swapped = _said(a)
             said_bf16, swapped_bf16 = theirs.get(a["id"], nothing)
-            _count(tally, said, a["expected"], said_bf16)
+            of_task.append((said, a["expected"], said_bf16))
             if swapped is not None:
-                _count(tally, swapped, a["swapped_expected"], swapped_bf16)
-        return tallies
+                of_task.append((swapped, a["swapped_expected"], swapped_bf16))
+        return {task: _tally(answers) for task, answers in told.items()}
 
     @cached_property
     def _sight(self) -> set[str]:
@@ -297,13 +324,15 @@ def _said(answer: Mapping[str, Any]) -> tuple[str, str | None]:
     return answer["answer"].strip(), None if swapped is None else swapped.strip()
 
 
-def _count(tally: _Tally, said: str, expected: str, bf16: str | None) -> None:
-    tally.asked += 1
-    tally.right += said == expected
-    if bf16 is not None:
-        tally.compared += 1
-        tally.right_bf16 += bf16 == expected
-        tally.agreeing += said == bf16
+def _tally(told: Sequence[tuple[str, str, str | None]]) -> _Tally:
+    """Of what was said, what is right, and what BF16 said."""
+    return _Tally(
+        asked=len(told),
+        right=sum([said == expected for said, expected, _ in told]),
+        compared=sum([bf16 is not None for _, _, bf16 in told]),
+        right_bf16=sum([bf16 is not None and bf16 == expected for _, expected, bf16 in told]),
+        agreeing=sum([said == bf16 for said, _, bf16 in told]),
+    )
 
 
 def _changed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:

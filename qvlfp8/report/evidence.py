@@ -172,14 +172,24 @@ def _section(project: Project, plan: Plan, view: CellView) -> tuple[Sequence[pro
     return proof.shown(record.measured, baseline.measured, SHOWN), facts
 
 
+def prompts_of(questions: Iterable[Question], names: Collection[str]) -> dict[str, str]:
+    """The prompts of the questions named that have two pictures."""
+    return {
+        question.id: question.prompt
+        for question in questions
+        if question.id in names and question.picture is not None and question.swapped is not None
+    }
+
+
 def draw_pictures(folder: Path, questions: Iterable[Question], names: Collection[str]) -> dict[str, str]:
     """Write both pictures of the questions named; returns their prompts."""
+    questions = tuple(questions)
     folder.mkdir(parents=True, exist_ok=True)
-    prompts = {}
+    prompts = prompts_of(questions, names)
     for question in questions:
-        if question.id in names and question.picture is not None and question.swapped is not None:
-            prompts[question.id] = question.prompt
+        if question.id in prompts:
             stem = question.id.replace("/", "-")
-            (folder / f"{stem}.png").write_bytes(proof.png(question.picture))
-            (folder / f"{stem}-other.png").write_bytes(proof.png(question.swapped))
+            for picture, name in ((question.picture, stem), (question.swapped, f"{stem}-other")):
+                if picture is not None:
+                    (folder / f"{name}.png").write_bytes(proof.png(picture))
     return prompts

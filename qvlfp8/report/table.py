@@ -172,9 +172,9 @@ def _executed(plan: Plan, seen: Mapping[str, Seen], cell: Cell) -> Iterable[Stag
             continue
         step = plan.step(cell, stage)
         found = seen[step.digest]
-        known = _unexecuted(plan, seen, step, stage)
-        if known is not None or found.record is None:
-            yield known or StageView(stage=stage, status="not run", digest=step.digest)
+        known = _unexecuted(plan, seen, step, (stage,))
+        if known or found.record is None:
+            yield from known or (StageView(stage=stage, status="not run", digest=step.digest),)
             continue
         yield StageView(
             stage=stage,
@@ -188,27 +188,35 @@ def _executed(plan: Plan, seen: Mapping[str, Seen], cell: Cell) -> Iterable[Stag
         )
 
 
-def _unexecuted(plan: Plan, seen: Mapping[str, Seen], step: Step, stage: Stage) -> StageView | None:
-    """What is to be said of a step that has no current record; None if it has one."""
+def _unexecuted(
+    plan: Plan, seen: Mapping[str, Seen], step: Step, stages: tuple[Stage, ...]
+) -> tuple[StageView, ...]:
+    """What is to be said of a step's stages while it has no current record; nothing if it has one."""
     found = seen[step.digest]
     if found.elsewhere:
-        return None
+        return ()
     ancestors = plan.ancestors(step)
     if never := next((need for need in ancestors if need.unresolved), None):
         because = f"resolve of {never.subject}: {never.unresolved}"
-        return StageView(stage=stage, status="blocked", digest=step.digest, because=because)
+        return tuple(
+            StageView(stage=stage, status="blocked", digest=step.digest, because=because) for stage in stages
+        )
     sources = [record for need in ancestors if (record := seen[need.digest].record)]
     failed = next((record for record in sources if record.status != "pass"), None)
-    view = partial(StageView, stage=stage, digest=step.digest, device=step.device)
+
+    def views(status: Status, because: str, *, older: bool = False) -> tuple[StageView, ...]:
+        view = partial(StageView, digest=step.digest, device=step.device, status=status, because=because)
+        return tuple(view(stage=stage, older=older) for stage in stages)
+
     if failed is not None and not (failed.stage == "build" and found.record):
-        return view(status="blocked", because=f"{failed.stage} of {failed.subject}: {failed.because()}")
+        return views("blocked", f"{failed.stage} of {failed.subject}: {failed.because()}")
     if found.record is None and found.stale:
-        return view(status="stale", because=found.because, older=True)
+        return views("stale", found.because, older=True)
     if found.record is None:
-        return view(status="not run", because=_needs(step))
+        return views("not run", _needs(step))
     if found.stale:
-        return view(status="stale", because=found.because)
-    return None
+        return views("stale", found.because)
+    return ()
 
 
 def _needs(step: Step) -> str:
@@ -231,9 +239,9 @@ def _generated(
         return
     step = plan.step(cell, stages[0])
     record = seen[step.digest].record
-    known = _unexecuted(plan, seen, step, stages[0])
-    if known is not None or record is None:
-        yield from (replace(known, stage=stage) for stage in stages if known)
+    known = _unexecuted(plan, seen, step, stages)
+    if known or record is None:
+        yield from known
         return
     control = seen[plan.baseline(cell).digest]
     baseline = control.record
@@ -252,18 +260,33 @@ class Answered:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int, Bounds], tuple[Record, Record | None, tuple[StageView, ...]]] = {}
+        self._controls: dict[int, tuple[Record, scoring.Control]] = {}
 
     def of(self, record: Record, baseline: Record | None, bounds: Bounds) -> tuple[StageView, ...]:
         """As :func:`answers`."""
         # Records are large; who looks one up twice gets the same object. Kept here, its id is no other's.
         key = (id(record), id(baseline), bounds)
         if key not in self._known:
-            self._known[key] = (record, baseline, tuple(answers(record, baseline, bounds)))
+            views = answers(record, baseline, bounds, self._control(baseline))
+            self._known[key] = (record, baseline, tuple(views))
         return self._known[key][2]
 
+    def _control(self, baseline: Record | None) -> scoring.Control | None:
+        """Many checkpoints are held against one run."""
+        if baseline is None or baseline.status != "pass":
+            return None
+        if id(baseline) not in self._controls:
+            self._controls[id(baseline)] = (baseline, scoring.Control(baseline.measured))
+        return self._controls[id(baseline)][1]
 
-def answers(record: Record, baseline: Record | None, bounds: Bounds) -> Iterable[StageView]:
-    """What one run of vLLM says at each of its stages, held against the unquantized model's run."""
+
+def answers(
+    record: Record, baseline: Record | None, bounds: Bounds, control: scoring.Control | None = None
+) -> Iterable[StageView]:
+    """What one run of vLLM says at each of its stages, held against the unquantized model's run.
+
+    ``control`` is what is known already of the latter's answers.
+    """
     first, *rest = GENERATED
     if record.status == "fail":
         yield StageView(
@@ -276,7 +299,7 @@ def answers(record: Record, baseline: Record | None, bounds: Bounds) -> Iterable
         yield StageView(stage=first, status="error", because=trouble)
         yield from (StageView(stage=s, status="blocked", because="vLLM could not be run") for s in rest)
         return
-    for stage, scored in scoring.score(record.measured, baseline.measured, bounds).items():
+    for stage, scored in scoring.score(record.measured, baseline.measured, bounds, control=control).items():
         bad = [finding for finding in scored.findings if finding.severity != "note"]
         yield StageView(
             stage=stage,

@@ -6,16 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 
-from markupsafe import Markup
-
 from qvlfp8.cells import Stage
 from qvlfp8.observed import named_version
 from qvlfp8.results import Status
-from qvlfp8.site import pieces, rendering
+from qvlfp8.site import cell_html, pieces, rendering
 from qvlfp8.site.cell_view import CellPage, Common, ExamShown, Execution, make_page
-from qvlfp8.site.data import Site, SiteCell, record_name
+from qvlfp8.site.data import Site, SiteCell
+from qvlfp8.site.execution_html import section
 from qvlfp8.site.matrix_view import Row
-from qvlfp8.site.outcome import MEANINGS, WORDS
+from qvlfp8.site.outcome import WORDS
 
 __all__ = ["CellPages", "Pages", "by_checkpoint", "cell_text"]
 
@@ -58,58 +57,52 @@ class Pages:
     """Pages as HTML, one after the other; those of a row should come together."""
 
     def __init__(self) -> None:
-        self._sections: dict[Stage, tuple[Execution, Markup]] = {}
-        self._resolved: dict[int, tuple[Execution, Markup]] = {}
+        self._sections: dict[Stage, tuple[Execution, str]] = {}
+        self._resolved: dict[int, tuple[Execution, str]] = {}
         self._links: tuple[tuple[SiteCell, ...], list[str]] = ((), [])
 
     def text(self, page: CellPage) -> str:
         """One of them."""
         cell = page.cell
-        main = rendering.render(
-            "cell.html",
+        main = cell_html.content(
+            page,
             root=_ROOT,
-            page=page,
-            section=self._section,
             track=_track(tuple((view.stage, view.status) for view in cell.view.stages)),
+            sections=[self._section(run, page.baseline) for run in page.executions],
             neighbours=self._neighbours(page),
-            words=WORDS,
-            meanings=MEANINGS,
-            record_name=record_name,
         )
         title = f"{cell.cell.recipe.id} in vLLM {page.version}: {WORDS[cell.outcome]}"
         return rendering.page(title, main, root=_ROOT, here="matrix")
 
-    def _section(self, run: Execution, baseline: str | None) -> Markup:
+    def _section(self, run: Execution, baseline: str | None) -> str:
         stage = run.stages[0].stage
         known = self._resolved.get(id(run)) if stage == "resolve" else self._sections.get(stage)
         if known is None or known[0] is not run:
-            text = rendering.render("execution.html", root=_ROOT, run=run, baseline=baseline)
-            # Made by a template, which has escaped what is to be escaped.
-            known = (run, Markup(text))  # noqa: S704
+            known = (run, section(run, baseline, _ROOT))
             if stage == "resolve":
                 self._resolved[id(run)] = known
             else:
                 self._sections[stage] = known
         return known[1]
 
-    def _neighbours(self, page: CellPage) -> Markup:
+    def _neighbours(self, page: CellPage) -> str:
         if self._links[0] != page.neighbours:
             self._links = (page.neighbours, [_link(one) for one in page.neighbours])
         listed = [
             _here(one) if one is page.cell else link
             for one, link in zip(page.neighbours, self._links[1], strict=True)
         ]
-        return Markup("".join(listed))  # noqa: S704  (made here, as above)
+        return "".join(listed)
 
 
 @cache
-def _track(stages: tuple[tuple[Stage, Status], ...]) -> Markup:
+def _track(stages: tuple[tuple[Stage, Status], ...]) -> str:
     """Links to the sections of stages."""
     listed = (
         f'<li><a href="#{stage}"><span>{stage}</span> {pieces.status(status)}</a></li>\n'
         for stage, status in stages
     )
-    return Markup("".join(listed))  # noqa: S704
+    return "".join(listed)
 
 
 def _link(cell: SiteCell) -> str:

@@ -363,12 +363,12 @@ def _locks(site: Site, cell: SiteCell) -> Iterator[tuple[str, str]]:
 
 
 def _chart(site: Site, cell: SiteCell, row: Sequence[SiteCell]) -> chart.Chart | None:
+    if _fidelity(cell) is None:
+        return None
     rows = []
     for one in row:
-        view = one.view.stage("fidelity")
-        if view is None or view.status not in {"pass", "fail"} or "mean_kl" not in view.measured:
+        if (numbers := _fidelity(one)) is None:
             continue
-        numbers = view.measured
         rows.append(
             chart.Fidelity(
                 column=named_version(one.cell.serve),
@@ -379,6 +379,11 @@ def _chart(site: Site, cell: SiteCell, row: Sequence[SiteCell]) -> chart.Chart |
                 here=one.cell.id == cell.cell.id,
             )
         )
-    if not any(one.here for one in rows):
-        return None
     return chart.draw(rows, site.project.matrix.bounds(cell.cell))
+
+
+def _fidelity(cell: SiteCell) -> Mapping[str, Any] | None:
+    """What its stage fidelity measured; None where it did not."""
+    view = cell.view.stage("fidelity")
+    told = view is not None and view.status in {"pass", "fail"} and "mean_kl" in view.measured
+    return view.measured if view is not None and told else None

@@ -18,6 +18,7 @@ from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
 from qvlfp8.site.untrusted import excerpt
 from qvlfp8.store import LOG
 from qvlfp8.survey import survey
+from qvlfp8.untrusted import collection_paused
 
 __all__ = ["Elsewhere", "Site", "SiteCell", "gather", "page_of", "record_name"]
 
@@ -110,7 +111,8 @@ class Site:
             return ""
         path = self.project.store.entry(record.stage, record.digest) / LOG
         try:
-            return excerpt(path.read_text(encoding="utf-8", errors="replace"))
+            text = path.read_bytes().decode(errors="replace")
+            return excerpt(text.replace("\r\n", "\n").replace("\r", "\n"))
         except OSError:
             return ""
 
@@ -131,22 +133,33 @@ def gather(project: Project) -> Site:
     Raises:
         QvlError: a lock or a committed record is not valid.
     """
+    # What is gathered lives until the end: looking through it for what does not finds nothing.
+    with collection_paused():
+        return _gather(project)
+
+
+def _gather(project: Project) -> Site:
     cells = project.cells(everything=True)
     plan = project.plan(cells, project.locks(cells))
     seen = survey(plan, project.lookup, project.older)
     current = {digest: found.record for digest, found in seen.items() if found.record}
     answered = Answered()
-    elsewhere = _elsewhere(project, answered)
-    made = []
-    for own in view_cells(plan, seen, project.matrix.bounds, answered=answered):
-        view = own
-        records = {
+    views = view_cells(plan, seen, project.matrix.bounds, answered=answered)
+    told: list[dict[Stage, Record]] = [
+        {
             stage.stage: record
             for stage in view.stages
             if stage.status in {"pass", "fail", "error", "stale"}
             and stage.digest
             and (record := current.get(stage.digest) or project.older(plan.steps[stage.digest])) is not None
         }
+        for view in views
+    ]
+    loaded = {view.cell.id: records.get("load") for view, records in zip(views, told, strict=True)}
+    elsewhere = _elsewhere(project, answered, loaded)
+    made = []
+    for own, said in zip(views, told, strict=True):
+        view, records = own, said
         step = plan.step(view.cell, "load") if "load" in plan.stages[view.cell.id] else None
         baseline = current.get(plan.baseline(view.cell).digest) if step and "load" in records else None
         runs = elsewhere.get(view.cell.id, {})
@@ -224,9 +237,12 @@ class _Run:
     baseline: Record | None
 
 
-def _elsewhere(project: Project, answered: Answered) -> Mapping[str, Mapping[str, _Run]]:
-    """Cell id -> accelerator -> its run there."""
-    subjects = {record.subject for _, record in project.evidence.records()}
+def _elsewhere(
+    project: Project, answered: Answered, loaded: Mapping[str, Record | None]
+) -> Mapping[str, Mapping[str, _Run]]:
+    """Cell id -> accelerator -> its run there; nothing of a cell without a run but the one ``loaded``."""
+    # Read once, a record is one object.
+    subjects = {r.subject for _, r in project.evidence.records() if r is not loaded.get(r.subject)}
     cells = [cell for cell in project.matrix.cells if cell.id in subjects]
     found: dict[str, dict[str, _Run]] = {}
     if not cells:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from qvlfp8.cells import Stage
 from qvlfp8.collapse import collapse
@@ -70,8 +70,7 @@ _IN_A_LINE = 2
 """Names that stand in one line; more make a list."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(NamedTuple):
     """Rows of equal form: ``left_out`` of them are in the record alone."""
 
     columns: tuple[str, ...]
@@ -79,8 +78,7 @@ class Table:
     left_out: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Value:
+class Value(NamedTuple):
     """One thing that is known: its name, and its text, parts, items or table; ``raw`` is JSON."""
 
     name: str
@@ -132,7 +130,7 @@ def value_of(label: str, name: str, value: Any, depth: int = 0) -> Value:
         case dict() | list():
             return Value(name=label, raw=plain(json.dumps(value, ensure_ascii=False, indent=1)))
         case _:
-            return Value(name=label, text=line(_text(name, value)))
+            return Value(name=label, text=_shown(name, value))
 
 
 def _with_totals(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -153,7 +151,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         columns=tuple(line(str(key).replace("_", " "), 80) for key in columns),
         rows=tuple(
-            tuple("" if _is_empty(row.get(key)) else line(_text(key, row[key])) for key in columns)
+            tuple("" if _is_empty(row.get(key)) else _shown(key, row[key]) for key in columns)
             for row in rows[:_MOST_ROWS]
         ),
         left_out=max(0, len(rows) - _MOST_ROWS),
@@ -161,17 +159,30 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _is_empty(value: Any) -> bool:
-    return value in (None, [], {}, "")
+    return value is None or value in _EMPTY
+
+
+_EMPTY: tuple[Any, ...] = ([], {}, "")
 
 
 def _is_plain(value: Any) -> bool:
     return not isinstance(value, dict | list)
 
 
+@lru_cache(maxsize=4096)
 def _named(stage: Stage | None, name: str) -> str:
     if stage in {"load", "quantize"} and name == "seconds":
         return "seconds it took"
     return line(_NAMES.get(name, name.replace("_", " ")), 80)
+
+
+def _shown(name: str, value: Any) -> str:
+    """As one line; a number has nothing that could do harm but its length."""
+    text = _text(name, value)
+    return text if isinstance(value, int | float) and len(text) < _LONG else line(text)
+
+
+_LONG = 100
 
 
 def _text(name: str, value: Any) -> str:

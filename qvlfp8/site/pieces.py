@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from markupsafe import Markup, escape
 
@@ -16,7 +16,7 @@ from qvlfp8.site.measured import Table, Value
 from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import Outcome
 
-__all__ = ["commands", "escaped", "finding", "mark", "status", "values"]
+__all__ = ["commands", "escaped", "finding", "mark", "sentence", "status", "values"]
 
 _SPECIAL = re.compile(r"""[&<>"']""")
 
@@ -40,6 +40,11 @@ def escaped(text: str) -> str:
     return str(escape(text)) if _SPECIAL.search(text) else text
 
 
+def sentence(text: str) -> str:
+    """With a capital at its beginning, unless that is a name."""
+    return text if text.startswith("vLLM") else text[:1].upper() + text[1:]
+
+
 def mark(outcome: str, word: str) -> Markup:
     """An outcome's mark with a word."""
     return _html(f'<span class="mark {escaped(outcome)}">{escaped(word)}</span>')
@@ -51,6 +56,7 @@ def status(value: Status) -> Markup:
     return mark(_MARKS[value], value)
 
 
+@lru_cache(maxsize=4096)
 def finding(name: str, root: str) -> Markup:
     """A link to a finding's page; ``root`` is the way to the site's top."""
     return _html(

@@ -14,7 +14,7 @@ from typing import Any
 from qvlfp8.commands.schema import schema_text
 from qvlfp8.errors import UsageError
 from qvlfp8.project import Project
-from qvlfp8.report.evidence import draw_pictures
+from qvlfp8.report.evidence import draw_pictures, prompts_of
 from qvlfp8.site import pyodide, rendering
 from qvlfp8.site.cell_view import ExamShown, questions_shown
 from qvlfp8.site.checker import write_checker
@@ -28,6 +28,9 @@ __all__ = ["Published", "Runtime", "publish"]
 
 Runtime = Callable[[], Mapping[str, bytes]]
 """Gives the files of Pyodide, in which the checker runs."""
+
+Draw = Callable[[Path], None]
+"""Draws pictures into a folder."""
 
 MARK = "api/v1/site.json"
 """What a folder of ours has: only such a one is replaced."""
@@ -100,10 +103,10 @@ def _render(template: str, /, **values: Any) -> str:
     return rendering.render(template, **values)
 
 
-def _draw(site: Site, folder: Path) -> ExamShown:
-    """Draw the pictures that cells' pages show."""
+def _exam(site: Site) -> tuple[ExamShown, Draw]:
+    """What cells' pages show of the exam, and what draws its pictures."""
     if not any(cell.baseline for cell in site.cells):
-        return ExamShown()
+        return ExamShown(), lambda _: None
     try:
         from qvlfp8.reference.exam import exam_digest, make_exam
     except ImportError as error:
@@ -116,12 +119,17 @@ def _draw(site: Site, folder: Path) -> ExamShown:
     digest = exam_digest(questions)
     shown = {cell.cell.id: found for cell in site.cells if (found := questions_shown(cell, digest))}
     used = {row.question for found in shown.values() for row in found}
-    return ExamShown(digest=digest, prompts=draw_pictures(folder, questions, used), shown=shown)
+    exam = ExamShown(digest=digest, prompts=prompts_of(questions, used), shown=shown)
+
+    def draw(folder: Path) -> None:
+        draw_pictures(folder, questions, used)
+
+    return exam, draw
 
 
 def _write(site: Site, made: Path, base: str, runtime: Runtime, count: int) -> str | None:
     """Write all files; returns why there is no checker among them, or None."""
-    exam = _draw(site, made / "pictures")
+    exam, draw = _exam(site)
     matrix = lay_out(site)
     shares = Shares(site, matrix, exam)
     without: list[str | None] = []
@@ -129,6 +137,7 @@ def _write(site: Site, made: Path, base: str, runtime: Runtime, count: int) -> s
         (made / folder).mkdir()
 
     def first() -> None:
+        draw(made / "pictures")
         _put(made, first_files(site, matrix, base=base, schema=schema_text("site")))
         without.append(write_checker(made, _render, runtime=runtime))
 

@@ -39,14 +39,7 @@ _ENVIRONMENT = Environment(
     auto_reload=False,
 )
 _ENVIRONMENT.filters["slug"] = slug
-
-
-def _sentence(text: str) -> str:
-    """With a capital at its beginning, unless that is a name."""
-    return text if text.startswith("vLLM") else text[:1].upper() + text[1:]
-
-
-_ENVIRONMENT.filters["sentence"] = _sentence
+_ENVIRONMENT.filters["sentence"] = pieces.sentence
 _ENVIRONMENT.globals |= {
     piece.__name__: piece
     for piece in (pieces.commands, pieces.finding, pieces.mark, pieces.status, pieces.values)
