@@ -188,9 +188,7 @@ def test_evidence_behind_a_link_to_a_folder_counts(runs: Runs) -> None:
     assert runs.read == 3
 
 
-def test_where_no_colour_is_wanted_none_is_shown_again(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_no_colour_is_wanted_none_is_shown_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     coloured, _ = runs.run()
