@@ -122,14 +122,25 @@ def _marks_of(store: Store) -> Iterator[_Marked]:
 
 
 def _marks(paths: Sequence[Path]) -> Iterator[_Marked]:
-    """Every file of these and in them, with its mark; None for one that is not there."""
+    """Every file of these and in them, with its mark; None for one that is not there.
+
+    What is read may lie behind a link to a folder; one that leads back to a folder above it ends there.
+    """
     for path in paths:
         if not path.is_dir():
             yield str(path), _mark(str(path))
-        for folder, inner, files in os.walk(path):
-            inner[:] = sorted(set(inner) - {"__pycache__"})
+        for folder, inner, files in os.walk(path, followlinks=True):
+            inner[:] = sorted(name for name in set(inner) - {"__pycache__"} if not _leads_back(folder, name))
             for name in sorted(files):
                 yield f"{folder}/{name}", _mark(f"{folder}/{name}")
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Whether a folder's entry is a link to that folder, or to one above it."""
+    path = f"{folder}/{name}"
+    if not os.path.islink(path):  # noqa: PTH114  (of many folders)
+        return False
+    return Path(folder).resolve().is_relative_to(Path(path).resolve())
 
 
 def _mark(path: str) -> Mark | None:

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,10 @@ _STARTS = 3
 
 _ANSWER_S = 120.0
 """How long a node may take to answer; starting a worker process on a busy one takes a while."""
+
+
+_KNOCK_S = 10.0
+"""How long the head may take to accept a connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,8 @@ def connect(address: str | None, *, announce: Announce) -> None:
             f"{address}: Ray's client cannot hand on what steps say as they run",
             mend="run on a node of the cluster (`ray job submit`, or a pod) with --address auto",
         )
+    if address not in {None, "auto", "local"}:
+        _knock(str(address))
     announce(f"# ray {ray.__version__}: {address or 'a cluster of this machine alone'}")
     for left in reversed(range(_STARTS)):
         try:
@@ -83,6 +90,26 @@ def connect(address: str | None, *, announce: Announce) -> None:
                 ) from None
         else:
             return
+
+
+def _knock(address: str) -> None:
+    """See that something listens there: where nothing does, Ray tries for minutes, and writes past us.
+
+    Raises:
+        ClusterError: nothing does, or that is no address.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ClusterError(
+            f"{address}: not an address", mend="--address HOST:PORT, or auto on one of its nodes"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {_first_line(error)}",
+            mend="`ray start --head` on one machine; without --address one is started here",
+        ) from None
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
-from qvlfp8.errors import DamagedEntryError, SharedStoreError
+from qvlfp8.errors import DamagedEntryError, SharedStoreError, UsageError
 from qvlfp8.results import Digest, RecordedStage
 from qvlfp8.yamlfile import Strict
 
@@ -43,6 +44,10 @@ _SMALL_BYTES = 4_000_000
 
 _HALF_MADE_S = 24 * 3600.0
 """After which a folder without an entry is nobody's: its upload was interrupted."""
+
+
+_PASSWORD = re.compile(r"://[^/@]*:[^/]*@")
+"""Behind a name, before a host."""
 
 
 class SharedFile(Strict):
@@ -67,8 +72,14 @@ class SharedStore:
         """Find the file system.
 
         Raises:
+            UsageError: a password is in it: every task, and what is said of it, would have that.
             SharedStoreError: nothing handles such a URL here, or it cannot be reached.
         """
+        if _PASSWORD.search(url):
+            raise UsageError(
+                "--shared: a password in the URL would go to every task",
+                mend="leave it out, and set FSSPEC_SCHEME_PASSWORD (as FSSPEC_FTP_PASSWORD) on every node",
+            )
         self.url = url
         with self._reached("opened"):
             from fsspec.core import url_to_fs

@@ -172,7 +172,8 @@ def _publish(project: Project, views: Sequence[CellView]) -> None:
 
 def _unchanged(matrix: Path, screen: Console, asked: Mapping[str, object]) -> Unchanged:
     """What a run reads, and how it shows what it comes to."""
-    shown = [screen.width, screen.is_terminal, screen.color_system, screen.encoding, screen.legacy_windows]
+    colours = None if screen.no_color else screen.color_system
+    shown = [screen.width, screen.is_terminal, colours, screen.encoding, screen.legacy_windows]
     folder = matrix.parent
     inputs = (matrix, folder / "recipes", folder / "containers" / "locks", folder / "results")
     return Unchanged({**asked, "devices": sorted(devices()), "shown": shown}, inputs)

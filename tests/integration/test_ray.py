@@ -10,12 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from qvlfp8.cluster.connect import connect
+from qvlfp8.errors import ClusterError
 from tests.integration.ray_cluster import (
     DIE,
     Bench,
@@ -203,6 +206,15 @@ def test_a_damaged_entry_is_never_taken_and_is_made_anew(bench: Bench, undisturb
     second = bench.run(store)
     assert second.code == 1, second.said
     assert other_than(undisturbed, store) == []
+
+
+@pytest.mark.parametrize("address", ["nonsense", ":6379", "127.0.0.1:1"])
+def test_where_no_cluster_can_be_that_is_said_at_once(address: str) -> None:
+    """Ray itself tries for minutes where nothing listens."""
+    begun = time.monotonic()
+    with pytest.raises(ClusterError, match=address):
+        connect(address, announce=pytest.fail)
+    assert time.monotonic() - begun < 10
 
 
 def test_a_full_object_store_stops_nothing(bench: Bench, undisturbed: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qvlfp8.cluster.node_store import NodeStore
 from qvlfp8.cluster.shared import SharedStore
-from qvlfp8.errors import DamagedEntryError, SharedStoreError
+from qvlfp8.errors import DamagedEntryError, SharedStoreError, UsageError
 from qvlfp8.execute import digest_of_what_was_made
 from qvlfp8.host import this_host
 from qvlfp8.results import Record
@@ -133,6 +133,18 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         SharedStore(f"file://{tmp_path / 'file' / 'below'}").sign("x")
     with pytest.raises(SharedStoreError, match="nosuch"):
         SharedStore("nosuch://place")
+
+
+def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UsageError) as refused:
+        SharedStore("ftp://somebody:hunter22@127.0.0.1:1/steps")
+    assert "hunter22" not in f"{refused.value} {refused.value.mend}"
+
+
+def test_a_colon_and_an_at_sign_in_a_path_are_no_password(tmp_path: Path) -> None:
+    store = SharedStore(f"file://{tmp_path}/a:b@c")
+    store.sign("x")
+    assert store.signed("x")
 
 
 def test_a_node_fetches_once_and_again_what_was_made_anew(shared: SharedStore, tmp_path: Path) -> None:

@@ -174,6 +174,33 @@ def test_another_width_or_another_machine_is_another_question(
     assert runs.read == 3
 
 
+def test_evidence_behind_a_link_to_a_folder_counts(runs: Runs) -> None:
+    folder = runs.root / "results" / "nvidia-h100"
+    folder.mkdir(parents=True)
+    (runs.root / "elsewhere").mkdir()
+    (folder / "vllm-0.10.2").symlink_to(runs.root / "elsewhere")
+    (folder / "around").symlink_to(runs.root / "results")
+    runs.run()
+    runs.run()
+    assert runs.read == 2
+    (runs.root / "elsewhere" / "truth.json").write_text("{}")
+    runs.run()
+    assert runs.read == 3
+
+
+def test_where_no_colour_is_wanted_none_is_shown_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured, _ = runs.run()
+    assert runs.read == 2
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown, _ = runs.run()
+    assert runs.read == 3
+    assert len(shown) < len(coloured)
+    (runs.project.store.root / "unchanged.json").unlink()
+    assert runs.run()[0] == shown
+
+
 def test_what_is_too_new_to_be_told_apart_is_not_relied_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
