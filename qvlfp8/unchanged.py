@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -38,6 +39,9 @@ SETTLED_NS = 1_000_000_000
 
 _Marked = tuple[str, Mark | None]
 """A file, and its mark if it is there."""
+
+
+_JUDGED_WITH = ("packaging", "pydantic", "PyYAML", "rich")
 
 
 class Outcome(Strict):
@@ -64,7 +68,10 @@ class Unchanged:
             asked: what the user asked for, and how it is shown, as JSON values.
             inputs: files and folders that are read, besides the store and this package.
         """
-        self._asked = digest.of_json({**asked, "version": __version__, "python": sys.version})
+        libraries = {name: version(name) for name in _JUDGED_WITH}
+        self._asked = digest.of_json(
+            {**asked, "version": __version__, "python": sys.version, "libraries": libraries}
+        )
         self._inputs = (*inputs, PACKAGE)
         self._before = tuple(_marks(self._inputs))
 
@@ -124,23 +131,21 @@ def _marks_of(store: Store) -> Iterator[_Marked]:
 def _marks(paths: Sequence[Path]) -> Iterator[_Marked]:
     """Every file of these and in them, with its mark; None for one that is not there.
 
-    What is read may lie behind a link to a folder; one that leads back to a folder above it ends there.
+    What is read may lie behind a link to a folder; each is looked through once, however links lead to it.
     """
     for path in paths:
         if not path.is_dir():
             yield str(path), _mark(str(path))
+        seen: set[tuple[int, int]] = set()
         for folder, inner, files in os.walk(path, followlinks=True):
-            inner[:] = sorted(name for name in set(inner) - {"__pycache__"} if not _leads_back(folder, name))
+            mark = _mark(folder)
+            if mark is None or mark[:2] in seen:
+                inner.clear()
+                continue
+            seen.add(mark[:2])
+            inner[:] = sorted(set(inner) - {"__pycache__"})
             for name in sorted(files):
                 yield f"{folder}/{name}", _mark(f"{folder}/{name}")
-
-
-def _leads_back(folder: str, name: str) -> bool:
-    """Whether a folder's entry is a link to that folder, or to one above it."""
-    path = f"{folder}/{name}"
-    if not os.path.islink(path):  # noqa: PTH114  (of many folders)
-        return False
-    return Path(folder).resolve().is_relative_to(Path(path).resolve())
 
 
 def _mark(path: str) -> Mark | None:
