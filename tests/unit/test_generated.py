@@ -299,6 +299,27 @@ def test_an_earlier_runs_baseline_is_not_taken_for_the_one_that_is_being_made(tm
     assert set(statuses(views[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]).values()) == {"pass"}
 
 
+def test_a_run_that_came_before_its_baseline_was_kept_is_run_again_at_once(project: Project) -> None:
+    class Late(Vllm):
+        """The first checkpoint of the batch is too early."""
+
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            result = super().__call__(job, batch)
+            early = "baseline" in job.params and len(self.params) == 2
+            if result and early:
+                result["measured"] = self.checkpoint | {"fidelity": None}
+            return result
+
+    script = Late(measured())
+    views = execute(project, script)
+    of_cpu = [view for name, view in views.items() if name.endswith(CPU)]
+    assert {status for view in of_cpu for status in statuses(view).values()} == {"pass"}
+    _, early, _, again = script.params
+    assert again["checkpoint"] == early["checkpoint"]
+    # Nothing of the run that did not count is left.
+    assert not list(project.store.tmp.glob("generate-*"))
+
+
 def test_a_run_that_could_not_be_compared_with_a_baseline_that_is_there_now_is_tried_again(
     tmp_path: Path,
 ) -> None:
