@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from qvlfp8.errors import WorkerError
@@ -91,8 +92,18 @@ def _fork(
                 return
             work(number)
     except Exception as error:  # raised again by who started this
-        raised = error
+        raised = _carried(error)
     sender.send(raised)
+
+
+def _carried(error: Exception) -> Exception:
+    """The error as it arrives in another process; in words, if it cannot."""
+    try:
+        arrived: Exception = ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception as fault:  # of many kinds: what a class makes of being taken apart and put together
+        said = f"{type(error).__name__}: {error}"
+        return WorkerError(said, mend=f"report this; it could not be handed on ({type(fault).__name__})")
+    return arrived
 
 
 def _raise_for(fork: ForkProcess, receiver: Connection) -> None:

@@ -750,6 +750,30 @@ def test_what_another_process_raises_is_raised_here(tmp_path: Path) -> None:
     assert raised.value.mend == "look there"
 
 
+class NamedError(Exception):
+    """It can be taken apart, and not be put together again."""
+
+    def __init__(self, *, name: str) -> None:
+        super().__init__(f"what is the matter with {name}")
+
+
+def test_what_cannot_be_handed_on_is_told_in_words(tmp_path: Path) -> None:
+    main = os.getpid()
+    tried = tmp_path / "tried"
+
+    def work(_number: int) -> None:
+        if os.getpid() != main:
+            tried.touch()
+            raise NamedError(name="it")
+
+    def meanwhile() -> None:
+        while not tried.exists():
+            os.sched_yield()
+
+    with pytest.raises(WorkerError, match="NamedError: what is the matter with it"):
+        in_shares(8, work, meanwhile, count=2)
+
+
 def test_a_process_that_is_ended_from_outside_is_told(tmp_path: Path) -> None:
     main = os.getpid()
     waited = tmp_path / "taken"
