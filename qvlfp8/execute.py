@@ -45,8 +45,8 @@ _MISSED_BASELINE = Verdict(
         kind="baseline-late", message="the BF16 model's run was not kept yet when this one needed it"
     ),
 )
-"""A worker goes on to its next job while the one before is being kept, which a slow disk makes long: once, it is
-run again when the batch has ended."""
+"""A worker goes on to its next job while the one before is being kept, which a slow disk makes long: it
+is run again once, when the batch has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +171,7 @@ class Executor:
         if not ready:
             return
         stage = ready[0].stage
-        scratch_of_batch = self._store.scratch("batch")
-        batch_log = scratch_of_batch / LOG
-        # Links to what this batch has kept: an entry of an earlier run must not be taken for it.
-        made_here = scratch_of_batch / "kept"
-        with writing(made_here):
-            made_here.mkdir()
+        batch_log, made_here = self._batch_folder()
         jobs = {
             s.digest: Job(
                 id=s.digest,
@@ -198,14 +193,13 @@ class Executor:
                 with writing(scratch):
                     _append(batch_log, scratch / LOG)
             verdict = judge(step.stage, result, ended, limit, log=end_of(scratch / LOG))
+            kept.add(step.digest)
             if verdict.status == "pass" and self._missed_baseline(step, scratch, result):
                 if once_more and ended.code == 0:
                     missed.append(step)
-                    kept.add(step.digest)
                     shutil.rmtree(scratch, ignore_errors=True)
                     return
                 verdict = _MISSED_BASELINE
-            kept.add(step.digest)
             self._keep(
                 step, scratch, verdict, started=started,
                 seconds=(result or {}).get("seconds", 0.0), measured=(result or {}).get("measured", {}),
@@ -245,6 +239,17 @@ class Executor:
                 finish(step, ended)
         if missed:
             self._batch(missed, once_more=False)
+
+    def _batch_folder(self) -> tuple[Path, Path]:
+        """A batch's log, and a folder for links to what it has kept.
+
+        An entry of an earlier run must not be taken for what it keeps.
+        """
+        scratch = self._store.scratch("batch")
+        made_here = scratch / "kept"
+        with writing(made_here):
+            made_here.mkdir()
+        return scratch / LOG, made_here
 
     def _missed_baseline(self, step: Step, scratch: Path, result: Mapping[str, Any] | None) -> bool:
         """Whether a run came as far as being compared, and its baseline, kept too late, was not there yet."""

@@ -307,7 +307,7 @@ def test_a_run_that_came_before_its_baseline_was_kept_is_run_again_at_once(proje
             result = super().__call__(job, batch)
             early = "baseline" in job.params and len(self.params) == 2
             if result and early:
-                result["measured"] = self.checkpoint | {"fidelity": None}
+                result["measured"] = {**self.checkpoint, "fidelity": None}
             return result
 
     script = Late(measured())
