@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from qvlfp8.seen_files import Mark, mark_at
+
 __all__ = ["SHOWN", "known", "redact", "scrub"]
 
 SHOWN = "[secret]"
@@ -45,12 +47,12 @@ def known(environment: Mapping[str, str] = os.environ, *, of_files: bool = True)
     """
     files = (_netrc(environment), _hub_token(environment)) if of_files else ()
     # The same variables and files have the same secrets, and each log and record is looked through for them.
-    return _known(tuple(environment.items()), tuple((file, _state(file)) for file in files))
+    return _known(tuple(environment.items()), tuple((file, mark_at(file)) for file in files))
 
 
 @lru_cache(maxsize=16)
 def _known(
-    environment: tuple[tuple[str, str], ...], files: tuple[tuple[str, tuple[int, ...]], ...]
+    environment: tuple[tuple[str, str], ...], files: tuple[tuple[str, Mark | None], ...]
 ) -> tuple[str, ...]:
     plain: set[str] = set()
     for name, value in environment:
@@ -90,15 +92,6 @@ def _hub_token(environment: Mapping[str, str]) -> str:
     caches = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME") or "/") / ".cache"
     home = environment.get("HF_HOME") or str(Path(caches) / "huggingface")
     return environment.get("HF_TOKEN_PATH") or str(Path(home) / "token")
-
-
-def _state(file: str) -> tuple[int, ...]:
-    """What is another as soon as a file is; empty where there is none."""
-    try:
-        status = os.stat(file)  # noqa: PTH116  (a Path takes longer to make)
-    except OSError:
-        return ()
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _of_netrc(file: str) -> Iterator[tuple[str, str]]:

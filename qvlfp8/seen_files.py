@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["Mark", "SeenFiles", "mark_of"]
+__all__ = ["Mark", "SeenFiles", "mark_at"]
 
 Made = TypeVar("Made")
 Mark = tuple[int, int, int, int, int]
@@ -33,16 +33,23 @@ class SeenFiles(Generic[Made]):
             OSError: it cannot be read.
         """
         known = self._known.get(path)
-        if known is not None and known[0] == mark_of(os.stat(path)):  # noqa: PTH116
+        if known is not None and known[0] == mark_at(path):
             return known[1]
         with open(path, "rb") as stream:  # noqa: PTH123
             # Before it is read: what is written meanwhile changes the mark.
-            mark = mark_of(os.fstat(stream.fileno()))
+            mark = _mark(os.fstat(stream.fileno()))
             made = self._make(stream.read())
         self._known[path] = (mark, made)
         return made
 
 
-def mark_of(status: os.stat_result) -> Mark:
-    """What another file, or the same with other content, would have otherwise."""
+def mark_at(path: str) -> Mark | None:
+    """What another file, or the same with other content, would have otherwise; None if there is none."""
+    try:
+        return _mark(os.stat(path))  # noqa: PTH116  (a Path takes longer to make)
+    except OSError:
+        return None
+
+
+def _mark(status: os.stat_result) -> Mark:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

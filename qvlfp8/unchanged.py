@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from qvlfp8 import __version__, digest
 from qvlfp8.results import RecordedStage
-from qvlfp8.seen_files import Mark, mark_of
+from qvlfp8.seen_files import Mark, mark_at
 from qvlfp8.source import PACKAGE
 from qvlfp8.store import RECORD, Store
 from qvlfp8.yamlfile import Strict
@@ -125,7 +125,7 @@ def _marks_of(store: Store) -> Iterator[_Marked]:
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()  # noqa: PTH112, PTH208
         for name in names:
             path = f"{folder}/{name}/{RECORD}"
-            yield path, _mark(path)
+            yield path, mark_at(path)
 
 
 def _marks(paths: Sequence[Path]) -> Iterator[_Marked]:
@@ -135,22 +135,14 @@ def _marks(paths: Sequence[Path]) -> Iterator[_Marked]:
     """
     for path in paths:
         if not path.is_dir():
-            yield str(path), _mark(str(path))
+            yield str(path), mark_at(str(path))
         seen: set[tuple[int, int]] = set()
         for folder, inner, files in os.walk(path, followlinks=True):
-            mark = _mark(folder)
+            mark = mark_at(folder)
             if mark is None or mark[:2] in seen:
                 inner.clear()
                 continue
             seen.add(mark[:2])
             inner[:] = sorted(set(inner) - {"__pycache__"})
             for name in sorted(files):
-                yield f"{folder}/{name}", _mark(f"{folder}/{name}")
-
-
-def _mark(path: str) -> Mark | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116  (of many files, no Path is made for each)
-    except OSError:
-        return None
-    return mark_of(status)
+                yield f"{folder}/{name}", mark_at(f"{folder}/{name}")
