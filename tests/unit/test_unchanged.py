@@ -12,6 +12,7 @@ import pytest
 
 from qvlfp8.commands.matrix import run_matrix
 from qvlfp8.project import Project
+from qvlfp8.seen_files import Mark, mark_at
 from tests.unit.factory import open_project
 from tests.unit.test_run import FakeEngine
 
@@ -47,11 +48,17 @@ class Runs:
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runs:
-    made = Runs(tmp_path, monkeypatch, capsys)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runs:
+    """A project of which nothing was executed yet; its files count as old at once."""
     monkeypatch.setattr("qvlfp8.unchanged.SETTLED_NS", 0)
-    made.run()
-    return made
+    return Runs(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def runs(fresh: Runs) -> Runs:
+    """One that was run."""
+    fresh.run()
+    return fresh
 
 
 def test_what_the_last_run_showed_is_shown_again_and_nothing_is_read(runs: Runs) -> None:
@@ -202,41 +209,53 @@ def test_where_no_colour_is_wanted_none_is_shown_again(runs: Runs, monkeypatch: 
 
 
 def test_what_is_too_new_to_be_told_apart_is_not_relied_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fresh: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = Runs(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("qvlfp8.unchanged.SETTLED_NS", 3600 * 10**9)
-    runs.run()
-    runs.run()
-    assert runs.read == 2
+    fresh.run()
+    fresh.run()
+    assert fresh.read == 2
 
 
 def test_a_file_that_was_changed_while_it_was_read_is_not_relied_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fresh: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = Runs(tmp_path, monkeypatch, capsys)
-    monkeypatch.setattr("qvlfp8.unchanged.SETTLED_NS", 0)
-
     def engine(*_arguments: Any, **_options: Any) -> FakeEngine:
-        edit_matrix(runs)
-        runs.read += 1
+        edit_matrix(fresh)
+        fresh.read += 1
         return FakeEngine()
 
     monkeypatch.setattr("qvlfp8.commands.matrix.make_engine", engine)
-    runs.run()
-    runs.run()
-    assert runs.read == 2
+    fresh.run()
+    fresh.run()
+    assert fresh.read == 2
 
 
-def test_what_was_not_as_expected_is_told_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = Runs(tmp_path, monkeypatch, capsys)
-    monkeypatch.setattr("qvlfp8.unchanged.SETTLED_NS", 0)
-    path = tmp_path / "matrix.yaml"
+def test_what_was_not_as_expected_is_told_each_time(fresh: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fresh.root / "matrix.yaml"
     expected = '- {cells: "lm-fp8/*", shows: {preflight: not-generative}, reason: it is to be seen}'
     path.write_text(path.read_text().replace("expectations: []", f"expectations:\n  {expected}"))
     for _ in range(2):
         with pytest.raises(Exception, match="ended otherwise"):
-            runs.run()
-    assert runs.read == 2
+            fresh.run()
+    assert fresh.read == 2
+
+
+def test_links_that_lead_around_are_followed_once(fresh: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them leads to all of them: followed to the kernel's limit, they would have no end."""
+    results = fresh.root / "results"
+    results.mkdir()
+    for name in ("one", "other"):
+        (results / name).symlink_to(results)
+    looked_at = 0
+
+    def counted(path: str) -> Mark | None:
+        nonlocal looked_at
+        looked_at += 1
+        assert looked_at < 50_000
+        return mark_at(path)
+
+    monkeypatch.setattr("qvlfp8.unchanged.mark_at", counted)
+    fresh.run()
+    fresh.run()
+    assert fresh.read == 1
