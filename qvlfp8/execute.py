@@ -29,7 +29,7 @@ from qvlfp8.progress import Progress
 from qvlfp8.results import Attempt, Fault, Host, Record
 from qvlfp8.store import LOG, Store, end_of, writing
 from qvlfp8.tasks import Task
-from qvlfp8.worker.generate import LOGPROBS
+from qvlfp8.worker.generate import FOLDER as GENERATION
 
 TIME_LIMIT_S: Mapping[str, float] = {
     "quantize": 600.0,
@@ -38,15 +38,6 @@ TIME_LIMIT_S: Mapping[str, float] = {
     "generate": 900.0,
 }
 """For one job. The reference model takes seconds; the limit is for what hangs."""
-
-_MISSED_BASELINE = Verdict(
-    status="error",
-    fault=Fault(
-        kind="baseline-late", message="the BF16 model's run was not kept yet when this one needed it"
-    ),
-)
-"""A worker goes on to its next job while the one before is being kept, which a slow disk makes long: it
-is run again once, when the batch has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +151,8 @@ class Executor:
         seconds = round(time.monotonic() - clock, 1)
         self._keep(step, scratch, Verdict(status="pass"), started=started, seconds=seconds, measured={})
 
-    def _batch(self, steps: Sequence[Step], *, once_more: bool = True) -> None:
-        """Run steps in one process.
-
-        Args:
-            once_more: run those again that came before their baseline was kept.
-        """
+    def _batch(self, steps: Sequence[Step]) -> None:
+        """Run steps in one process."""
         together = {step.digest for step in steps}
         ready = [step for step in steps if self._can_run(step, together)]
         if not ready:
@@ -181,33 +168,34 @@ class Executor:
             )
             for s in ready
         }
+        compared = {need for step in ready for need in step.needs if need in together}
+        for need in compared:
+            _lead(made_here / need, jobs[need].out)
         started = now()
         kept: set[str] = set()
-        missed: list[Step] = []
         limit = self._limits[stage]
 
         def finish(step: Step, ended: Exit) -> None:
             scratch = jobs[step.digest].out
+            kept.add(step.digest)
+            failed = next((n for n in step.needs if n in together and not self._passed(n)), None)
+            if failed is not None:
+                # It was compared with a run that does not count.
+                self._skip(step, failed)
+                return
             result = _read_result(scratch)
             if not (scratch / LOG).exists():
                 with writing(scratch):
                     _append(batch_log, scratch / LOG)
             verdict = judge(step.stage, result, ended, limit, log=end_of(scratch / LOG))
-            kept.add(step.digest)
-            if verdict.status == "pass" and self._missed_baseline(step, scratch, result):
-                if once_more and ended.code == 0:
-                    missed.append(step)
-                    shutil.rmtree(scratch, ignore_errors=True)
-                    return
-                verdict = _MISSED_BASELINE
+            if verdict.status == "pass" and step.digest in compared:
+                # While it is moved to its entry, the worker may be reading it for the next job.
+                _lead(made_here / step.digest, _copy_of_what_was_generated(scratch, made_here))
             self._keep(
                 step, scratch, verdict, started=started,
                 seconds=(result or {}).get("seconds", 0.0), measured=(result or {}).get("measured", {}),
                 environment=(result or {}).get("environment", {}),
             )  # fmt: skip
-            if verdict.status == "pass":
-                with writing(made_here):
-                    (made_here / step.digest).symlink_to(self._store.entry(step.stage, step.digest))
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "end":
@@ -237,26 +225,18 @@ class Executor:
         for step in ready:
             if step.digest not in kept:
                 finish(step, ended)
-        if missed:
-            self._batch(missed, once_more=False)
 
     def _batch_folder(self) -> tuple[Path, Path]:
-        """A batch's log, and a folder for links to what it has kept.
+        """A batch's log, and a folder where its jobs find what earlier jobs of it have made.
 
-        An entry of an earlier run must not be taken for what it keeps.
+        Not in the store: a worker goes on while that is being kept, and an entry of an earlier run must not
+        be taken for it.
         """
         scratch = self._store.scratch("batch")
-        made_here = scratch / "kept"
+        made_here = scratch / "made"
         with writing(made_here):
             made_here.mkdir()
         return scratch / LOG, made_here
-
-    def _missed_baseline(self, step: Step, scratch: Path, result: Mapping[str, Any] | None) -> bool:
-        """Whether a run came as far as being compared, and its baseline, kept too late, was not there yet."""
-        compared = (result or {}).get("measured", {}).get("fidelity") is not None
-        if step.stage != "generate" or compared or not (scratch / LOGPROBS).exists():
-            return False
-        return any((self._store.entry("generate", need) / LOGPROBS).exists() for need in step.needs)
 
     def _fault(self, error: QvlError) -> Verdict:
         """What kept steps from being executed: told at the end, and on record as the machine's fault."""
@@ -269,16 +249,18 @@ class Executor:
             needed = self._steps[need]
             if need in together:
                 continue
-            if needed.stage == "build":
-                if self.built(needed):
-                    continue
-            else:
-                record = self._store.record(needed.stage, needed.digest)
-                if record is not None and record.status == "pass":
-                    continue
-            self._progress.skip(step, f"{needed.stage} of {needed.subject} has not passed")
-            return False
+            if not (self.built(needed) if needed.stage == "build" else self._passed(need)):
+                self._skip(step, need)
+                return False
         return True
+
+    def _passed(self, digest: str) -> bool:
+        record = self._store.record(self._steps[digest].stage, digest)
+        return record is not None and record.status == "pass"
+
+    def _skip(self, step: Step, need: str) -> None:
+        needed = self._steps[need]
+        self._progress.skip(step, f"{needed.stage} of {needed.subject} has not passed")
 
     def _facts(self, step: Step) -> dict[str, str]:
         return self._engine.facts(self._where(step) if step.environment else None)
@@ -309,10 +291,7 @@ class Executor:
             stage = self._steps[need].stage
             entry = self._store.entry(stage, need)
             if need in together:
-                # An earlier job of the same batch makes it: not there yet, while its parent is.
-                with writing(entry.parent):
-                    entry.parent.mkdir(parents=True, exist_ok=True)
-                found += [entry.parent, made_here]
+                found.append(made_here)
             elif stage != "build":
                 made = {"model": "model", "quantize": "checkpoint"}.get(stage, "")
                 found.append(entry / made)
@@ -389,6 +368,22 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return result if isinstance(result, dict) else None
+
+
+def _lead(link: Path, folder: Path) -> None:
+    """Make a link lead to a folder; where it led elsewhere, it leads somewhere at every moment."""
+    with writing(link):
+        new = link.with_suffix(".new")
+        new.symlink_to(folder)
+        new.replace(link)
+
+
+def _copy_of_what_was_generated(scratch: Path, into: Path) -> Path:
+    copy = into / f"{scratch.name}.copy"
+    with writing(copy):
+        if (scratch / GENERATION).is_dir():
+            shutil.copytree(scratch / GENERATION, copy / GENERATION)
+    return copy
 
 
 def _append(source: Path, target: Path) -> None:

@@ -16,7 +16,9 @@ from qvlfp8.evidence import Evidence
 from qvlfp8.project import Project
 from qvlfp8.report.render import to_json
 from qvlfp8.report.table import CellView, make_table
-from qvlfp8.results import Host
+from qvlfp8.results import Host, Record
+from qvlfp8.store import Store
+from qvlfp8.worker.generate import LOGPROBS
 from tests.unit.factory import MATRIX, RECIPE, open_project
 from tests.unit.test_run import FakeEngine, Seen, passes
 
@@ -75,7 +77,7 @@ class Vllm:
             if name in job.params:
                 # By the time that its turn comes; the baseline is made in the same batch.
                 assert any(Path(job.params[name]).is_relative_to(folder) for folder in job.reads)
-                assert Path(job.params[name]).is_dir()
+                assert Path(job.params[name]).parent.is_dir()
         (job.out / "generation").mkdir()
         whole = "baseline" in job.params or self.baseline_is_whole
         (job.out / "generation" / ("logprobs.npy" if whole else "ids.json")).write_bytes(b"0")
@@ -282,7 +284,7 @@ def test_an_earlier_runs_baseline_is_not_taken_for_the_one_that_is_being_made(tm
                 # Before it is made; a record of an error, with half of its files, was there.
                 waiting = [Path(other.params["baseline"]) for other in batch.jobs[1:]]
                 assert waiting
-                assert not any(path.exists() for path in waiting)
+                assert not any(any(path.iterdir()) for path in waiting)
             return super().__call__(job, batch)
 
     class Failing(Vllm):
@@ -299,34 +301,50 @@ def test_an_earlier_runs_baseline_is_not_taken_for_the_one_that_is_being_made(tm
     assert set(statuses(views[f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"]).values()) == {"pass"}
 
 
-def test_a_run_that_came_before_its_baseline_was_kept_is_run_again_at_once(project: Project) -> None:
-    class Late(Vllm):
-        """The first checkpoint of the batch is too early."""
+def test_a_baseline_is_there_for_the_next_job_before_while_and_after_it_is_kept(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, when = Store.commit, []
+    waiting: list[Path] = []
 
+    def look(moment: str) -> None:
+        when.append(moment)
+        assert all((path / LOGPROBS).exists() for path in waiting)
+
+    class Looking(Vllm):
         def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
             result = super().__call__(job, batch)
-            early = "baseline" in job.params and len(self.params) == 2
-            if result and early:
-                result["measured"] = {**self.checkpoint, "fidelity": None}
+            if batch.worker == "generate" and job is batch.jobs[0]:
+                waiting.extend(Path(other.params["baseline"]) for other in batch.jobs[1:])
+                look("before")
             return result
 
-    script = Late(measured())
-    views = execute(project, script)
-    of_cpu = [view for name, view in views.items() if name.endswith(CPU)]
-    assert {status for view in of_cpu for status in statuses(view).values()} == {"pass"}
-    _, early, _, again = script.params
-    assert again["checkpoint"] == early["checkpoint"]
-    # Nothing of the run that did not count is left.
-    assert not list(project.store.tmp.glob("generate-*"))
+    def slow(store: Store, made: Path, record: Record) -> None:
+        if record.stage == "generate":
+            look("while")
+        commit(store, made, record)
+        if record.stage == "generate":
+            look("after")
+
+    monkeypatch.setattr(Store, "commit", slow)
+    execute(project, Looking(measured()))
+    assert waiting
+    assert when[:3] == ["before", "while", "after"]
 
 
-def test_a_run_that_could_not_be_compared_with_a_baseline_that_is_there_now_is_tried_again(
-    tmp_path: Path,
-) -> None:
-    project = open_project(tmp_path, SEEING)
+def test_a_run_that_was_compared_with_a_failed_one_does_not_count(project: Project) -> None:
+    class Failing(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            result = super().__call__(job, batch)
+            if result is None or batch.worker != "generate" or "baseline" in job.params:
+                return result
+            return {**result, "outcome": "raised", "failure": {"kind": "MemoryError", "message": "m"}}
+
     cell = f"lm-fp8/modelopt-0.41.0/seeing/{CPU}"
-    late = execute(project, Vllm(measured() | {"fidelity": None}))[cell]
-    assert statuses(late)["load"] == "error"
-    assert "was not kept yet" in late.decisive.because
-    again = execute(project, Vllm(measured()))[cell]
-    assert {statuses(again)[stage] for stage in GENERATED} == {"pass"}
+    entries = project.store.root / "steps" / "generate"
+    failed = statuses(execute(project, Failing(measured()))[cell])
+    assert len(list(entries.iterdir())) == 1
+    passed = statuses(execute(project, Vllm(measured()))[cell])
+    assert len(list(entries.iterdir())) == 3
+    assert {failed[stage] for stage in GENERATED} == {"blocked"}
+    assert {passed[stage] for stage in GENERATED} == {"pass"}
