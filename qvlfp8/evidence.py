@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
+from qvlfp8 import digest
 from qvlfp8.errors import FileFormatError
 from qvlfp8.kept import KEPT, KeptRecords
 from qvlfp8.plan import Step
-from qvlfp8.results import Record
+from qvlfp8.results import Record, record_of
 from qvlfp8.run_measured import fault_of, first_fault
 from qvlfp8.seen_files import SeenFiles
 
@@ -172,34 +174,20 @@ _Whole = tuple[Record, str | None]
 """A file's record, and what of its measurements is not as it has to be."""
 
 _Known = dict[str, list[dict[str, Any]]]
-"""Question -> answers to it that some record has."""
+"""Lists of answers that are whole, by the digest of their JSON."""
 
 
 def _whole(known: _Known, content: bytes) -> _Whole:
-    record = Record.model_validate_json(content)
+    record = record_of(content)
+    measured = record.measured
     if record.stage != "generate" or record.status != "pass":
         return record, None
-    fault = fault_of(record.measured)
+    # Most models answer all questions alike, and answers are most of a record: equal ones are kept once.
+    key = digest.of_bytes(to_json(measured.get("answers")))
+    fault = fault_of(measured, but_answers=key in known)
     if fault is None:
-        _share(record.measured["answers"], known)
+        measured["answers"] = known.setdefault(key, measured["answers"])
     return record, fault
-
-
-def _share(answers: list[dict[str, Any]], known: _Known) -> None:
-    """Keep equal answers once: most models answer most questions alike, and they are most of a record."""
-    for place, answer in enumerate(answers):
-        others = known.setdefault(answer["id"], [])
-        for other in others:
-            if other == answer:
-                answers[place] = other
-                break
-        else:
-            if len(others) < _VARIANTS:
-                others.append(answer)
-
-
-_VARIANTS = 4
-"""Answers to a question that are looked through."""
 
 
 def _key_of(content: bytes) -> str | None:

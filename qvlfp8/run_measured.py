@@ -81,10 +81,15 @@ def first_fault(error: ValidationError, within: str = "") -> str:
     return f"{field}: {first['msg']}" if field else str(first["msg"])
 
 
-def fault_of(measured: Mapping[str, Any]) -> str | None:
-    """What of a run's measurements is missing or of another type; None if they are whole."""
+def fault_of(measured: Mapping[str, Any], *, but_answers: bool = False) -> str | None:
+    """What of a run's measurements is missing or of another type; None if they are whole.
+
+    Args:
+        measured: what the run measured.
+        but_answers: the answers are known to be whole.
+    """
     try:
-        _Run.model_validate(measured)
+        _Run.model_validate({**measured, "answers": []} if but_answers else measured)
     except ValidationError as error:
         return first_fault(error, "measured")
     return None

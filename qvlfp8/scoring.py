@@ -96,9 +96,8 @@ def score(
             stages["fidelity"] = _blocked("there are no answers")
         stages["speed"] = _blocked("there are no answers")
         return stages
-    judged = _Answers(measured, control or Control(baseline), bounds, known_answers)
-    stages["text"] = judged.text()
-    stages["image"] = judged.image()
+    beside = (control or Control(baseline)).beside(measured["answers"], bounds, known=known_answers)
+    stages["text"], stages["image"] = beside
     if baseline is not None:
         stages["fidelity"] = _fidelity(measured, compared, bounds)
     stages["speed"] = _speed(measured, compared, bounds)
@@ -180,14 +179,28 @@ def _generation(error: Mapping[str, Any]) -> Scored:
 # --- text and image -----------------------------------------------------------------------------
 
 
+_Said = Sequence[Mapping[str, Any]]
+"""Answers to an exam."""
+
+
 class Control:
     """The answers of the BF16 model (None, or one that gave none: there are none), gone through once."""
 
     def __init__(self, baseline: Mapping[str, Any] | None) -> None:
         self._baseline = baseline
+        self._beside: dict[tuple[int, Bounds, bool], tuple[_Said, Scored, Scored]] = {}
+
+    def beside(self, answers: _Said, bounds: Bounds, *, known: bool) -> tuple[Scored, Scored]:
+        """Text and image of a checkpoint that gave these answers: judged once for all that gave the same."""
+        # Kept here, the list's id is no other's.
+        key = (id(answers), bounds, known)
+        if key not in self._beside:
+            judged = _Answers(answers, self, bounds, known)
+            self._beside[key] = (answers, judged.text(), judged.image())
+        return self._beside[key][1:]
 
     @property
-    def answers(self) -> Sequence[Mapping[str, Any]]:
+    def answers(self) -> _Said:
         """As they were given."""
         return [] if self._baseline is None else self._baseline["answers"]
 
@@ -217,16 +230,10 @@ class _Tally:
 class _Answers:
     """The answers of a checkpoint beside those of the BF16 model (None: there are none)."""
 
-    def __init__(
-        self,
-        measured: Mapping[str, Any],
-        control: Control,
-        bounds: Bounds,
-        known: bool,
-    ) -> None:
+    def __init__(self, answers: _Said, control: Control, bounds: Bounds, known: bool) -> None:
         self._bounds = bounds
         self._known = known
-        self._answers: list[Mapping[str, Any]] = measured["answers"]
+        self._answers = answers
         self._control = control
 
     def text(self) -> Scored:
@@ -335,7 +342,7 @@ def _tally(told: Sequence[tuple[str, str, str | None]]) -> _Tally:
     )
 
 
-def _changed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _changed(answers: _Said) -> dict[str, float]:
     """For each task of sight the share of questions answered otherwise to the swapped picture."""
     tasks: dict[str, list[bool]] = {}
     for answer in answers:

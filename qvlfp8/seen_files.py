@@ -35,7 +35,8 @@ class SeenFiles(Generic[Made]):
         known = self._known.get(path)
         if known is not None and known[0] == mark_at(path):
             return known[1]
-        with open(path, "rb") as stream:  # noqa: PTH123
+        # No buffer: it is read at once, and there are thousands.
+        with open(path, "rb", buffering=0) as stream:  # noqa: PTH123
             # Before it is read: what is written meanwhile changes the mark.
             mark = _mark(os.fstat(stream.fileno()))
             made = self._make(stream.read())

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from qvlfp8.disk import writing as writing  # noqa: PLC0414  (it is the store's, for most who write)
 from qvlfp8.errors import StoreBusyError
 from qvlfp8.redaction import redact
-from qvlfp8.results import Record, RecordedStage
+from qvlfp8.results import Record, RecordedStage, record_of
 from qvlfp8.seen_files import SeenFiles
 
 RECORD = "record.json"
@@ -53,7 +53,7 @@ class Store:
         self.tmp = root / "tmp"
         self.environments = root / "environments"
         self._steps = str(root / "steps")
-        self._seen = SeenFiles(Record.model_validate_json)
+        self._seen = SeenFiles(record_of)
         self._subjects: dict[RecordedStage, dict[str, list[str]]] = {}
         self._lock: int | None = None
 

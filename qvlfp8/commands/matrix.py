@@ -24,6 +24,7 @@ from qvlfp8.report.table import CellView
 from qvlfp8.run import Here, Runner
 from qvlfp8.store import writing
 from qvlfp8.unchanged import Outcome, Unchanged
+from qvlfp8.untrusted import collection_paused
 
 
 class UnexpectedError(QvlError):
@@ -222,6 +223,19 @@ def show_table(
     form: Literal["terminal", "markdown", "json"],
 ) -> None:
     """Print the matrix from the records there are."""
+    # What is read lives until it is printed.
+    with collection_paused():
+        _show_table(matrix, store, only=only, everything=everything, form=form)
+
+
+def _show_table(
+    matrix: Path,
+    store: Path | None,
+    *,
+    only: Sequence[str],
+    everything: bool,
+    form: Literal["terminal", "markdown", "json"],
+) -> None:
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
     views = project.views(project.plan(cells, project.locks(cells)))
