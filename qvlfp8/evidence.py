@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import to_json
 
-from qvlfp8 import digest
 from qvlfp8.errors import FileFormatError
 from qvlfp8.kept import KEPT, KeptRecords
 from qvlfp8.plan import Step
-from qvlfp8.results import Record, record_of
-from qvlfp8.run_measured import fault_of, first_fault
+from qvlfp8.results import Record
+from qvlfp8.run_measured import first_fault
+from qvlfp8.run_records import Reader, Whole
 from qvlfp8.seen_files import SeenFiles
 
 
@@ -36,7 +34,7 @@ class Evidence:
         """``accelerator``: the one that is named; ``like``: who has read some of the same files."""
         self.root = root
         self._accelerator = accelerator
-        self._seen: SeenFiles[_Whole] = like._seen if like else SeenFiles(partial(_whole, {}))
+        self._seen: SeenFiles[Whole] = like._seen if like else SeenFiles(Reader())
         self._keys: SeenFiles[str | None] = like._keys if like else SeenFiles(_key_of)
         self.kept = KeptRecords(root)
 
@@ -168,26 +166,6 @@ def _contradiction(record: Record, step: Step) -> str | None:
         named = step.environment if f"{step.environment}-".startswith(f"{vllm}-") else None
         said["environment.vllm"] = (step.environment, named)
     return next((name for name, (one, other) in said.items() if one != other), None)
-
-
-_Whole = tuple[Record, str | None]
-"""A file's record, and what of its measurements is not as it has to be."""
-
-_Known = dict[str, list[dict[str, Any]]]
-"""Lists of answers that are whole, by the digest of their JSON."""
-
-
-def _whole(known: _Known, content: bytes) -> _Whole:
-    record = record_of(content)
-    measured = record.measured
-    if record.stage != "generate" or record.status != "pass":
-        return record, None
-    # Most models answer all questions alike, and answers are most of a record: equal ones are kept once.
-    key = digest.of_bytes(to_json(measured.get("answers")))
-    fault = fault_of(measured, but_answers=key in known)
-    if fault is None:
-        measured["answers"] = known.setdefault(key, measured["answers"])
-    return record, fault
 
 
 def _key_of(content: bytes) -> str | None:

@@ -128,6 +128,10 @@ class Store:
         own = record.digest == digest and record.stage == stage and not record.elsewhere
         return record if own else None
 
+    def log(self, stage: RecordedStage, digest: str) -> str:
+        """The end of a step's log, as :func:`end_of`."""
+        return end_of(f"{self._steps}/{stage}/{digest}/{LOG}")
+
     def digests(self) -> frozenset[str]:
         """The digests of all steps that have an entry now, whole or not."""
         stages = (f"{self._steps}/{stage}" for stage in get_args(RecordedStage))
@@ -212,10 +216,10 @@ END_BYTES = 200_000
 """As much of a log's end says why a process ended."""
 
 
-def end_of(log: Path) -> str:
+def end_of(log: Path | str) -> str:
     """The last :data:`END_BYTES` of a log; empty if there is none."""
     try:
-        with log.open("rb") as stream:
+        with open(log, "rb", buffering=0) as stream:  # noqa: PTH123  (a Path takes longer to make)
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - END_BYTES))
             return stream.read().decode("utf-8", errors="replace")
     except OSError:

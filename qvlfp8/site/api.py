@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from qvlfp8 import __version__
 from qvlfp8.cells import Stage
@@ -91,16 +91,19 @@ class SiteDocument(Strict):
 
 def document(site: Site, matrix: Matrix, findings: tuple[FindingPage, ...]) -> SiteDocument:
     """The whole of it."""
-    return SiteDocument(
-        qvlfp8=__version__,
-        columns=matrix.columns,
-        rows=tuple(
-            RowDocument(checkpoint=row.checkpoint, variant=row.variant or "eager", words=row.words)
-            for group in matrix.groups
-            for row in group.rows
-        ),
-        cells=tuple(_cell(cell) for cell in site.cells),
-        findings=tuple(_finding(page) for page in findings),
+    # At once: there are as many stages as the matrix has, and a call for each takes longer than all else.
+    return SiteDocument.model_validate(
+        {
+            "qvlfp8": __version__,
+            "columns": matrix.columns,
+            "rows": [
+                {"checkpoint": row.checkpoint, "variant": row.variant or "eager", "words": row.words}
+                for group in matrix.groups
+                for row in group.rows
+            ],
+            "cells": [_cell(cell) for cell in site.cells],
+            "findings": [_finding(page) for page in findings],
+        }
     )
 
 
@@ -109,43 +112,45 @@ def text(site: Site, matrix: Matrix, findings: tuple[FindingPage, ...]) -> str:
     return document(site, matrix, findings).model_dump_json(indent=1) + "\n"
 
 
-def _cell(cell: SiteCell) -> CellDocument:
+def _cell(cell: SiteCell) -> dict[str, Any]:
     of = cell.cell
-    return CellDocument(
-        id=of.id,
-        recipe=of.recipe.id,
-        quantize=of.quantize.id,
-        model=of.model.id,
-        serve=of.serve.id,
-        variant=of.variant.id,
-        vllm=named_version(of.serve),
-        outcome=cell.outcome,
-        furthest=cell.furthest,
-        at=cell.at,
-        executed=cell.executed,
-        earlier_worker=cell.earlier,
-        hardware=cell.hardware,
-        page=cell.page,
-        stages=tuple(
-            StageDocument(
-                stage=view.stage,
-                status=view.status,
-                findings=view.findings,
-                because=plain(view.because, 1000),
-                record=f"records/{record_name(record)}" if (record := cell.records.get(view.stage)) else None,
-            )
+    return {
+        "id": of.id,
+        "recipe": of.recipe.id,
+        "quantize": of.quantize.id,
+        "model": of.model.id,
+        "serve": of.serve.id,
+        "variant": of.variant.id,
+        "vllm": named_version(of.serve),
+        "outcome": cell.outcome,
+        "furthest": cell.furthest,
+        "at": cell.at,
+        "executed": cell.executed,
+        "earlier_worker": cell.earlier,
+        "hardware": cell.hardware,
+        "page": cell.page,
+        "stages": tuple(
+            {
+                "stage": view.stage,
+                "status": view.status,
+                "findings": view.findings,
+                "because": plain(view.because, 1000),
+                "record": f"records/{record_name(record)}"
+                if (record := cell.records.get(view.stage))
+                else None,
+            }
             for view in cell.view.stages
         ),
-    )
+    }
 
 
-def _finding(page: FindingPage) -> FindingDocument:
-    return FindingDocument(
-        id=page.name,
-        severity=page.kind.severity,
-        meaning=page.kind.meaning,
-        mend=page.kind.mend,
-        command=page.signs.command or None,
-        links=page.signs.links,
-        cells=tuple(cell.cell.id for cell in page.cells),
-    )
+def _finding(page: FindingPage) -> dict[str, Any]:
+    return {
+        "id": page.name,
+        "severity": page.kind.severity,
+        "meaning": page.kind.meaning,
+        "mend": page.kind.mend,
+        "command": page.signs.command or None,
+        "links": page.signs.links,
+        "cells": tuple(cell.cell.id for cell in page.cells),
+    }

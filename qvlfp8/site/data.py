@@ -16,7 +16,6 @@ from qvlfp8.results import Record
 from qvlfp8.site.names import slug
 from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
 from qvlfp8.site.untrusted import excerpt
-from qvlfp8.store import LOG
 from qvlfp8.survey import survey
 from qvlfp8.untrusted import collection_paused
 
@@ -109,12 +108,8 @@ class Site:
         """The end of a record's log; empty where the log did not come with it."""
         if record.elsewhere or not record.log:
             return ""
-        path = self.project.store.entry(record.stage, record.digest) / LOG
-        try:
-            text = path.read_bytes().decode(errors="replace")
-            return excerpt(text.replace("\r\n", "\n").replace("\r", "\n"))
-        except OSError:
-            return ""
+        text = self.project.store.log(record.stage, record.digest)
+        return excerpt(text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def page_of(cell: Cell) -> str:

@@ -75,7 +75,7 @@ def _seen(
 ) -> Iterator[Seen]:
     """``ran``: the versions in which a cell's stage was executed."""
     for stage in STAGES:
-        showing = [cell for cell in cells if name in _at(cell, stage)]
+        showing = [cell for cell in cells if _shows(cell, stage, name)]
         if not showing:
             continue
         versions = {named_version(cell.cell.serve) for cell in showing}
@@ -88,7 +88,8 @@ def _seen(
         )
 
 
-def _at(cell: SiteCell, stage: Stage) -> tuple[str, ...]:
+def _shows(cell: SiteCell, stage: Stage, name: str) -> bool:
+    if (stage, name) in cell.notes:
+        return True
     view = cell.view.stage(stage)
-    noted = tuple(name for of, name in cell.notes if of == stage)
-    return (*(view.findings if view else ()), *noted)
+    return view is not None and any(cause.id == name for cause in view.causes)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from pydantic_core import from_json, to_json
+
 from qvlfp8.cells import Stage
 from qvlfp8.collapse import collapse
 from qvlfp8.site.untrusted import line, plain
@@ -98,10 +100,18 @@ def values_of(stage: Stage, measured: Mapping[str, Any]) -> Iterator[Value]:
     """All that was measured, apart from what is empty or shown elsewhere; what is short comes first."""
     found = [
         value_of(_named(stage, name), name, value)
+        if _is_plain(value)
+        else _value_of(_named(stage, name), name, to_json(value))
         for name, value in measured.items()
         if name not in _LEFT_OUT and not _is_empty(value)
     ]
     yield from sorted(found, key=lambda value: (value.wide, bool(value.parts)))
+
+
+@lru_cache(maxsize=4096)
+def _value_of(label: str, name: str, value: bytes) -> Value:
+    """Of a value as JSON: what loaders say of one checkpoint is mostly the same in every vLLM."""
+    return value_of(label, name, from_json(value))
 
 
 def value_of(label: str, name: str, value: Any, depth: int = 0) -> Value:

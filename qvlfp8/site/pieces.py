@@ -74,11 +74,12 @@ def values(rows: Sequence[Value]) -> Markup:
     """Measured values as pairs; nothing for none."""
     if not rows:
         return _html("")
-    told = [
-        f"<div{_WIDE if row.wide else ''}><dt>{escaped(row.name)}</dt><dd>{_value(row)}</dd></div>\n"
-        for row in rows
-    ]
-    return _html(f'<dl class="pairs">\n{"".join(told)}</dl>')
+    return _html(f'<dl class="pairs">\n{"".join([_pair(row) for row in rows])}</dl>')
+
+
+@lru_cache(maxsize=4096)
+def _pair(row: Value) -> str:
+    return f"<div{_WIDE if row.wide else ''}><dt>{escaped(row.name)}</dt><dd>{_value(row)}</dd></div>\n"
 
 
 def _value(row: Value) -> str:

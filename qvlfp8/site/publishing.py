@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from qvlfp8.site.checker import write_checker
 from qvlfp8.site.data import Site, gather
 from qvlfp8.site.files import Shares, first_files
 from qvlfp8.site.matrix_view import lay_out
-from qvlfp8.site.sharing import in_shares, processes
+from qvlfp8.site.sharing import beside, in_shares, processes
 from qvlfp8.store import writing
+from qvlfp8.untrusted import collection_paused
 
 __all__ = ["Published", "Runtime", "publish"]
 
@@ -71,25 +72,39 @@ def publish(
     """
     out = out.resolve()
     _refuse_what_is_not_ours(out)
-    site = gather(project)
+    count = count or processes()
+    # What is gathered lives until the end.
+    with collection_paused(), _replacing(out) as made:
+        # The checker says nothing of records: it is made while these are read.
+        with beside(lambda: write_checker(made, _render, runtime=runtime), count=count) as checker:
+            site = gather(project)
+            with writing(out):
+                _write(site, made, base, count)
+                without = checker()
+        sizes = _sizes(made)
+    return Published(site=site, files=len(sizes), size=sum(sizes), without=without)
+
+
+@contextlib.contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place at the end, if nothing is raised."""
     made = out.parent / f".{out.name}-{uuid.uuid4().hex}"
     before = made.with_name(f"{made.name}-before")
-    with writing(out):
-        try:
+    try:
+        with writing(out):
             made.mkdir(parents=True)
-            without = _write(site, made, base, runtime, count or processes())
-            sizes = _sizes(made)
-            # Rendering takes a while, in which somebody may have put something there.
-            _refuse_what_is_not_ours(out)
+        yield made
+        # Rendering takes a while, in which somebody may have put something there.
+        _refuse_what_is_not_ours(out)
+        with writing(out):
             if out.exists():
                 out.rename(before)
             made.rename(out)
-        finally:
-            if before.exists() and not out.exists():
-                before.rename(out)
-            shutil.rmtree(before, ignore_errors=True)
-            shutil.rmtree(made, ignore_errors=True)
-    return Published(site=site, files=len(sizes), size=sum(sizes), without=without)
+    finally:
+        if before.exists() and not out.exists():
+            before.rename(out)
+        shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _refuse_what_is_not_ours(out: Path) -> None:
@@ -127,25 +142,22 @@ def _exam(site: Site) -> tuple[ExamShown, Draw]:
     return exam, draw
 
 
-def _write(site: Site, made: Path, base: str, runtime: Runtime, count: int) -> str | None:
-    """Write all files; returns why there is no checker among them, or None."""
+def _write(site: Site, made: Path, base: str, count: int) -> None:
+    """Write all files but the checker's."""
     exam, draw = _exam(site)
     matrix = lay_out(site)
     shares = Shares(site, matrix, exam)
-    without: list[str | None] = []
     for folder in ("cells", "records"):
         (made / folder).mkdir()
 
     def first() -> None:
         draw(made / "pictures")
         _put(made, first_files(site, matrix, base=base, schema=schema_text("site")))
-        without.append(write_checker(made, _render, runtime=runtime))
 
     in_shares(len(shares), lambda number: _put(made, shares.files(number)), first, count=count)
     for folder in ("cells", "records"):
         with contextlib.suppress(OSError):
             (made / folder).rmdir()
-    return without[0]
 
 
 def _put(made: Path, files: Iterable[tuple[str, bytes]]) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, TypeVar
 
 from qvlfp8.errors import WorkerError
 
-__all__ = ["in_shares", "processes"]
+__all__ = ["beside", "in_shares", "processes"]
+
+Made = TypeVar("Made")
 
 
 def processes() -> int:
@@ -44,8 +48,7 @@ def in_shares(shares: int, work: Callable[[int], None], meanwhile: Callable[[], 
         WorkerError: a fork was ended from outside, by want of memory for example.
         Exception: what ``work`` or ``meanwhile`` raise; the forks are ended.
     """
-    context = multiprocessing.get_context("fork")
-    taken = context.Value("i", 0)
+    taken = _FORKS.Value("i", 0)
 
     def mine() -> Iterator[int]:
         while True:
@@ -56,44 +59,81 @@ def in_shares(shares: int, work: Callable[[int], None], meanwhile: Callable[[], 
                 return
             yield number
 
-    forks: list[tuple[ForkProcess, Connection]] = []
-    with _for_forks():
-        try:
-            for _ in range(min(count - 1, shares)):
-                receiver, sender = context.Pipe(duplex=False)
-                fork = context.Process(target=_fork, args=(mine, work, os.getpid(), sender), daemon=True)
-                fork.start()
-                sender.close()
-                forks.append((fork, receiver))
-            meanwhile()
-            for number in mine():
-                work(number)
-            for fork, receiver in forks:
-                _raise_for(fork, receiver)
-        finally:
-            for fork, receiver in forks:
-                fork.terminate()
-                fork.join()
-                receiver.close()
+    parent = os.getpid()
 
-
-def _fork(
-    mine: Callable[[], Iterator[int]], work: Callable[[int], None], parent: int, sender: Connection
-) -> None:
-    """What a fork does; it says at its end what was raised, or None."""
-    # Ctrl-C reaches all of a terminal's processes: the first one says so, and ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raised: Exception | None = None
-    try:
+    def help_out() -> None:
         for number in mine():
             if os.getppid() != parent:
                 # Killed: nobody waits for what is made here.
                 return
             work(number)
+
+    with contextlib.ExitStack() as ending, _for_forks():
+        helpers = [ending.enter_context(_fork(help_out)) for _ in range(min(count - 1, shares))]
+        meanwhile()
+        for number in mine():
+            work(number)
+        for result in helpers:
+            result()
+
+
+@contextmanager
+def beside(work: Callable[[], Made], *, count: int) -> Iterator[Callable[[], Made]]:
+    """Have something else done in a fork.
+
+    Args:
+        work: what is done; its files and what it returns come back.
+        count: how many processes there may be. 1: it is done here, when it is asked for.
+
+    Yields:
+        What waits for the fork, and returns what ``work`` returns.
+
+    Raises:
+        WorkerError: as of :func:`in_shares`, as soon as it is asked for.
+        Exception: what ``work`` raises, then as well.
+    """
+    if count == 1:
+        yield work
+        return
+    with _for_forks():
+        helper = _fork(work)
+    with helper as result:
+        yield result
+
+
+_FORKS = multiprocessing.get_context("fork")
+
+
+def _fork(work: Callable[[], Made]) -> AbstractContextManager[Callable[[], Made]]:
+    """Start a fork that does something; what is entered gives its result, what is left ends it."""
+    receiver, sender = _FORKS.Pipe(duplex=False)
+    fork = _FORKS.Process(target=_in_fork, args=(work, sender), daemon=True)
+    fork.start()
+    sender.close()
+    return _helped(fork, receiver)
+
+
+@contextmanager
+def _helped(fork: ForkProcess, receiver: Connection) -> Iterator[Callable[[], Any]]:
+    try:
+        yield partial(_result, fork, receiver)
+    finally:
+        fork.terminate()
+        fork.join()
+        receiver.close()
+
+
+def _in_fork(work: Callable[[], object], sender: Connection) -> None:
+    """What a fork does; it says at its end what was returned, and what was raised or None."""
+    # Ctrl-C reaches all of a terminal's processes: the first one says so, and ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    returned, raised = None, None
+    try:
+        returned = work()
     except Exception as error:  # raised again by who started this
         raised = _carried(error)
-    sender.send(raised)
+    sender.send((returned, raised))
 
 
 def _carried(error: Exception) -> Exception:
@@ -106,9 +146,9 @@ def _carried(error: Exception) -> Exception:
     return arrived
 
 
-def _raise_for(fork: ForkProcess, receiver: Connection) -> None:
+def _result(fork: ForkProcess, receiver: Connection) -> Any:
     try:
-        raised: Any = receiver.recv()
+        returned, raised = receiver.recv()
     except EOFError:
         fork.join()
         raise WorkerError(
@@ -117,6 +157,7 @@ def _raise_for(fork: ForkProcess, receiver: Connection) -> None:
         ) from None
     if raised is not None:
         raise raised
+    return returned
 
 
 @contextmanager

@@ -7,6 +7,7 @@ long, and the place of a store on the machine that executed it, which is nobody'
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from qvlfp8.untrusted import harmless
 
@@ -26,16 +27,21 @@ def without_paths(text: str) -> str:
 
 def plain(text: str, limit: int = 4000) -> str:
     """Text of several lines, harmless and of bounded length."""
+    if not text:
+        return text
     clean = harmless(without_paths(text[: limit + 1]))
     return clean if len(text) <= limit else f"{clean[:limit]} …"
 
 
 def line(text: str, limit: int = _LINE) -> str:
     """Text as one line, harmless and of bounded length."""
-    if len(text) <= limit and text.isprintable() and "/" not in text and text == " ".join(text.split()):
-        # Most is harmless as it is, and names no place.
-        return text
-    return plain(" ".join(text[: 4 * limit].split()), limit)
+    return _line(text) if len(text) <= limit else plain(" ".join(text[: 4 * limit].split()), limit)
+
+
+@lru_cache(maxsize=8192)
+def _line(text: str) -> str:
+    """Short text as one line: versions, hardware and names stand on every page."""
+    return plain(" ".join(text.split()), len(text))
 
 
 def excerpt(log: str) -> str:

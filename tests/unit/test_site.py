@@ -39,7 +39,7 @@ from qvlfp8.site.measured import values_of
 from qvlfp8.site.outcome import Outcome, ended_at, executed, furthest, outcome
 from qvlfp8.site.publishing import publish
 from qvlfp8.site.pyodide import PyodideError
-from qvlfp8.site.sharing import in_shares
+from qvlfp8.site.sharing import beside, in_shares
 from qvlfp8.site.untrusted import excerpt, line, without_paths
 from qvlfp8.site.words import Ended, as_text, spans, versions_in_words
 from qvlfp8.worker.vllm_patches import PATCHES
@@ -791,6 +791,23 @@ def test_a_process_that_is_ended_from_outside_is_told(tmp_path: Path) -> None:
         in_shares(8, work, meanwhile, count=2)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_done_beside_gives_its_result_and_what_it_raises(count: int) -> None:
+    def mistaken() -> None:
+        raise UsageError("a mistake", mend="none")
+
+    with beside(os.getpid, count=count) as made:
+        assert (made() == os.getpid()) is (count == 1)
+    with beside(mistaken, count=count) as failed, pytest.raises(UsageError, match="a mistake"):
+        failed()
+
+
+def test_what_is_done_beside_is_ended_with_what_it_is_for() -> None:
+    with pytest.raises(UsageError), beside(signal.pause, count=2):
+        raise UsageError("a mistake", mend="none")
+    assert multiprocessing.active_children() == []
+
+
 def test_an_interrupted_publish_ends_its_processes_and_leaves_the_old_site(
     hostile: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -800,7 +817,7 @@ def test_an_interrupted_publish_ends_its_processes_and_leaves_the_old_site(
     def interrupted(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(publishing, "write_checker", interrupted)
+    monkeypatch.setattr(publishing, "first_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish(hostile, tmp_path / "site", runtime=no_runtime, count=2)
     assert _written(tmp_path / "site") == before
