@@ -70,12 +70,20 @@ class Evidence:
         """
         if step.stage in KEPT:
             return self.kept.older(step)
-        *subject, serve = step.subject.split("/")
-        found = [self._read(path) for path in self._by_name.get((serve, f"{'~'.join(subject)}.json"), ())]
-        others = [record for record in found if record.stage == step.stage]
+        others = [record for record in self.of(step.subject) if record.stage == step.stage]
         if any(record.evidence in step.evidence for record in others):
             return None
         return max(others, key=lambda record: record.started, default=None)
+
+    def of(self, subject: str) -> Iterator[Record]:
+        """The records where those of a subject belong, of every accelerator.
+
+        Raises:
+            FileFormatError: a file is no record.
+        """
+        *names, serve = subject.split("/")
+        for path in self._by_name.get((serve, f"{'~'.join(names)}.json"), ()):
+            yield self._read(path)
 
     def records(self, steps: Iterable[Step] = ()) -> Iterator[tuple[Path, Record]]:
         """Every file and its record, in the order of their names.

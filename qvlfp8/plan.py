@@ -14,8 +14,8 @@ say which of its inputs has changed since.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -165,6 +165,15 @@ class Plan:
         """The builds of a cell whose environments do not resolve."""
         builds = (self.steps[build] for build in self.builds[cell.id])
         return tuple(build for build in builds if build.unresolved)
+
+    def part(self, cells: Iterable[Cell]) -> Plan:
+        """The plan of some of its cells alone."""
+        chosen = tuple(cells)
+        wanted: dict[str, None] = {}
+        for cell in chosen:
+            wanted |= self.digests_of(cell)
+        steps = {digest: step for digest, step in self.steps.items() if digest in wanted}
+        return replace(self, cells=chosen, steps=steps)
 
     def of_cell(self, cell: Cell) -> tuple[Step, ...]:
         """All steps of a cell in order, builds and model included."""

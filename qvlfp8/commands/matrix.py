@@ -214,6 +214,7 @@ def raise_for_errors(views: Sequence[CellView]) -> None:
                 raise error_of(stage.because, what)
 
 
+@collection_paused()
 def show_table(
     matrix: Path,
     store: Path | None,
@@ -223,19 +224,6 @@ def show_table(
     form: Literal["terminal", "markdown", "json"],
 ) -> None:
     """Print the matrix from the records there are."""
-    # What is read lives until it is printed.
-    with collection_paused():
-        _show_table(matrix, store, only=only, everything=everything, form=form)
-
-
-def _show_table(
-    matrix: Path,
-    store: Path | None,
-    *,
-    only: Sequence[str],
-    everything: bool,
-    form: Literal["terminal", "markdown", "json"],
-) -> None:
     project = Project.open(matrix, store)
     cells = project.cells(only=only, everything=everything)
     views = project.views(project.plan(cells, project.locks(cells)))

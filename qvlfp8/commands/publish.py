@@ -9,8 +9,10 @@ from pathlib import Path
 from qvlfp8.project import Project
 from qvlfp8.site.outcome import OUTCOMES, WORDS
 from qvlfp8.site.publishing import publish
+from qvlfp8.untrusted import collection_paused
 
 
+@collection_paused()
 def run_publish(matrix: Path, store: Path | None, results: Path | None, out: Path, *, base: str) -> None:
     """Write the site, and say what is in it.
 

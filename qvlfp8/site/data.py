@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -122,23 +123,45 @@ def record_name(record: Record) -> str:
     return f"{record.stage}-{record.digest[:16]}-{slug(record.host.accelerator or 'cpu')}.json"
 
 
-def gather(project: Project) -> Site:
+def gather(project: Project, early: Callable[[Site], None] | None = None) -> Site:
     """Look every cell of a project up, in its store and in its committed records.
+
+    Args:
+        project: whose.
+        early: is given a site of about half of the checkpoints, with all their cells, before the others are
+            looked up.
 
     Raises:
         QvlError: a lock or a committed record is not valid.
     """
     # What is gathered lives until the end: looking through it for what does not finds nothing.
     with collection_paused():
-        return _gather(project)
+        cells = project.cells(everything=True)
+        plan = project.plan(cells, project.locks(cells))
+        answered = Answered()
+        found: dict[str, SiteCell] = {}
+        for part in _halves(cells) if early else (cells,):
+            told = tuple(_gather(project, plan if part is cells else plan.part(part), answered))
+            if early and not found:
+                early(Site(project=project, plan=plan, cells=told))
+            found |= {cell.cell.id: cell for cell in told}
+        # Those of no cell as well: a folder of records is valid as a whole.
+        deque(project.evidence.records(), maxlen=0)
+        return Site(project=project, plan=plan, cells=tuple(found[cell.id] for cell in cells))
 
 
-def _gather(project: Project) -> Site:
-    cells = project.cells(everything=True)
-    plan = project.plan(cells, project.locks(cells))
+def _halves(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
+    """The cells of the first half of all checkpoints, and the others; each checkpoint's stay together."""
+    checkpoints = list(dict.fromkeys(cell.checkpoint for cell in cells))
+    first = set(checkpoints[: len(checkpoints) // 2])
+    for half in (True, False):
+        if part := tuple(cell for cell in cells if (cell.checkpoint in first) is half):
+            yield part
+
+
+def _gather(project: Project, plan: Plan, answered: Answered) -> Iterator[SiteCell]:
     seen = survey(plan, project.lookup, project.older)
     current = {digest: found.record for digest, found in seen.items() if found.record}
-    answered = Answered()
     views = view_cells(plan, seen, project.matrix.bounds, answered=answered)
     told: list[dict[Stage, Record]] = [
         {
@@ -151,8 +174,7 @@ def _gather(project: Project) -> Site:
         for view in views
     ]
     loaded = {view.cell.id: records.get("load") for view, records in zip(views, told, strict=True)}
-    elsewhere = _elsewhere(project, answered, loaded)
-    made = []
+    elsewhere = _elsewhere(project, plan, answered, loaded)
     for own, said in zip(views, told, strict=True):
         view, records = own, said
         step = plan.step(view.cell, "load") if "load" in plan.stages[view.cell.id] else None
@@ -164,8 +186,7 @@ def _gather(project: Project) -> Site:
             view = _with_run(view, run.view)
             records = {**records, **dict.fromkeys(_answered(run.view), run.record)}
             baseline = run.baseline
-        made.append(_cell(view, records, baseline, runs))
-    return Site(project=project, plan=plan, cells=tuple(made))
+        yield _cell(view, records, baseline, runs)
 
 
 def _with_run(view: CellView, run: CellView) -> CellView:
@@ -233,22 +254,25 @@ class _Run:
 
 
 def _elsewhere(
-    project: Project, answered: Answered, loaded: Mapping[str, Record | None]
+    project: Project, plan: Plan, answered: Answered, loaded: Mapping[str, Record | None]
 ) -> Mapping[str, Mapping[str, _Run]]:
     """Cell id -> accelerator -> its run there; nothing of a cell without a run but the one ``loaded``."""
     # Read once, a record is one object.
-    subjects = {r.subject for _, r in project.evidence.records() if r is not loaded.get(r.subject)}
-    cells = [cell for cell in project.matrix.cells if cell.id in subjects]
+    cells = [
+        cell
+        for cell in plan.cells
+        if any(record is not loaded.get(cell.id) for record in project.evidence.of(cell.id))
+    ]
     found: dict[str, dict[str, _Run]] = {}
     if not cells:
         return found
-    plan = project.plan(cells, project.locks(cells))
+    part = plan.part(cells)
     for name in project.evidence.accelerators:
-        seen = survey(plan, project.evidence.at(name).record)
-        for view in view_cells(plan, seen, project.matrix.bounds, answered=answered):
-            record = seen[plan.step(view.cell, "load").digest].record
+        seen = survey(part, project.evidence.at(name).record)
+        for view in view_cells(part, seen, project.matrix.bounds, answered=answered):
+            record = seen[part.step(view.cell, "load").digest].record
             if record is not None:
-                baseline = seen[plan.baseline(view.cell).digest].record
+                baseline = seen[part.baseline(view.cell).digest].record
                 run = _Run(view=view, record=record, baseline=baseline)
                 found.setdefault(view.cell.id, {})[record.host.accelerator or "CPU"] = run
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from qvlfp8.report.recipes_page import HEADER
@@ -56,15 +56,28 @@ class Shares:
     A share is the pages of one checkpoint's cells, or copies of some records.
     """
 
-    def __init__(self, site: Site, matrix: Matrix, exam: ExamShown) -> None:
+    def __init__(
+        self, site: Site, matrix: Matrix, exam: ExamShown, *, without: Set[str] = frozenset()
+    ) -> None:
+        """``without``: the checkpoints whose pages others make."""
         self._pages = CellPages(site, exam)
-        self._rows = [rows for group in matrix.groups for rows in by_checkpoint(group.rows)]
+        self._rows = [
+            rows
+            for group in matrix.groups
+            for rows in by_checkpoint(group.rows)
+            if rows[0].checkpoint not in without
+        ]
         records = list(site.records.items())
         self._records = [records[start : start + _RECORDS] for start in range(0, len(records), _RECORDS)]
 
     def __len__(self) -> int:
         """How many shares there are."""
         return len(self._rows) + len(self._records)
+
+    def pages(self) -> Iterator[tuple[str, bytes]]:
+        """The pages of all shares."""
+        for number in range(len(self._rows)):
+            yield from self.files(number)
 
     def files(self, number: int) -> Iterator[tuple[str, bytes]]:
         """The files of one share."""

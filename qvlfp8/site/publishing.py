@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from qvlfp8.site.files import Shares, first_files
 from qvlfp8.site.matrix_view import lay_out
 from qvlfp8.site.sharing import beside, in_shares, processes
 from qvlfp8.store import writing
-from qvlfp8.untrusted import collection_paused
 
 __all__ = ["Published", "Runtime", "publish"]
 
@@ -73,14 +72,21 @@ def publish(
     out = out.resolve()
     _refuse_what_is_not_ours(out)
     count = count or processes()
-    # What is gathered lives until the end.
-    with collection_paused(), _replacing(out) as made:
-        # The checker says nothing of records: it is made while these are read.
-        with beside(lambda: write_checker(made, _render, runtime=runtime), count=count) as checker:
-            site = gather(project)
-            with writing(out):
-                _write(site, made, base, count)
-                without = checker()
+    with _replacing(out) as made, contextlib.ExitStack() as helpers:
+        # The checker says nothing of records: it is made while these are read. So are pages of half of them.
+        others = [
+            helpers.enter_context(beside(lambda: write_checker(made, _render, runtime=runtime), count=count))
+        ]
+        done: set[str] = set()
+
+        def halfway(part: Site) -> None:
+            done.update(cell.cell.checkpoint for cell in part.cells)
+            others.append(helpers.enter_context(beside(lambda: _write_pages(part, made), count=count)))
+
+        site = gather(project, halfway if count > 1 else None)
+        with writing(out):
+            _write(site, made, base, count, without=done)
+            without, *_ = [result() for result in others]
         sizes = _sizes(made)
     return Published(site=site, files=len(sizes), size=sum(sizes), without=without)
 
@@ -142,22 +148,23 @@ def _exam(site: Site) -> tuple[ExamShown, Draw]:
     return exam, draw
 
 
-def _write(site: Site, made: Path, base: str, count: int) -> None:
-    """Write all files but the checker's."""
+def _write_pages(site: Site, made: Path) -> None:
+    """Write the pages of a site's cells, and nothing else."""
+    exam, _ = _exam(site)
+    _put(made, Shares(site, lay_out(site), exam).pages())
+
+
+def _write(site: Site, made: Path, base: str, count: int, *, without: Set[str]) -> None:
+    """Write all files but the checker's and the pages of some checkpoints."""
     exam, draw = _exam(site)
     matrix = lay_out(site)
-    shares = Shares(site, matrix, exam)
-    for folder in ("cells", "records"):
-        (made / folder).mkdir()
+    shares = Shares(site, matrix, exam, without=without)
 
     def first() -> None:
         draw(made / "pictures")
         _put(made, first_files(site, matrix, base=base, schema=schema_text("site")))
 
     in_shares(len(shares), lambda number: _put(made, shares.files(number)), first, count=count)
-    for folder in ("cells", "records"):
-        with contextlib.suppress(OSError):
-            (made / folder).rmdir()
 
 
 def _put(made: Path, files: Iterable[tuple[str, bytes]]) -> None:

@@ -118,7 +118,8 @@ def _helped(fork: ForkProcess, receiver: Connection) -> Iterator[Callable[[], An
     try:
         yield partial(_result, fork, receiver)
     finally:
-        fork.terminate()
+        # Not SIGTERM, which a fork that has just begun loses; what it has written goes with the folder.
+        fork.kill()
         fork.join()
         receiver.close()
 

@@ -808,6 +808,17 @@ def test_what_is_done_beside_is_ended_with_what_it_is_for() -> None:
     assert multiprocessing.active_children() == []
 
 
+def test_the_early_half_is_of_whole_checkpoints_and_says_what_the_whole_site_says(hostile: Project) -> None:
+    early: list[Site] = []
+    site = gather(hostile, early.append)
+    assert site == gather(hostile)
+    (half,) = early
+    checkpoints = {cell.cell.checkpoint for cell in half.cells}
+    assert checkpoints
+    assert half.cells == tuple(cell for cell in site.cells if cell.cell.checkpoint in checkpoints)
+    assert len({cell.cell.checkpoint for cell in site.cells}) > len(checkpoints)
+
+
 def test_an_interrupted_publish_ends_its_processes_and_leaves_the_old_site(
     hostile: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
