@@ -32,12 +32,7 @@ _name = lru_cache(maxsize=4096)(canonical)
 
 def of_text(text: str) -> str:
     """SHA-256 (hex) of a text; of a canonical one as :func:`of_json` of its value."""
-    return of_bytes(text.encode())
-
-
-def of_bytes(content: bytes) -> str:
-    """SHA-256 (hex) of bytes."""
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def of_file(path: Path) -> str:
