@@ -122,18 +122,17 @@ def by_engine(count: int, folder: Path) -> None:
         python="3.11", platform="-", torch="-", exclude_newer="2026-01-01T00:00:00Z", quantize=policy,
         serve=policy,
     )  # fmt: skip
+    setting = Setting(shared=shared.url, inside="venv", node_store=None, settings=locks, limits=TIME_LIMIT_S)
     with store.locked():
         place = Cluster(
             plan,
-            nodes=check_nodes(shared, announce=print),
+            nodes=check_nodes(shared, setting, announce=print),
             store=store,
             shared=shared,
             environments={},
             locks={},
             resources=(),
-            setting=Setting(
-                shared=shared.url, inside="venv", node_store=None, settings=locks, limits=TIME_LIMIT_S
-            ),
+            setting=setting,
             progress=Progress(),
         )
         Runner(plan, place, progress=Progress(), lookup=place.record).run()

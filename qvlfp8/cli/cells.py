@@ -54,7 +54,8 @@ def matrix(
         typer.Option(
             "--shared",
             metavar="URL",
-            help="With --engine ray: the store that all nodes reach, s3://… or gs://… [default: in --store].",
+            help="With --engine ray: the store that all nodes reach: s3://…, gs://…, or file://… on a shared "
+            "disk [default: in --store].",
         ),
     ] = None,
     inside: Annotated[

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qvlfp8 import __version__, source
+from qvlfp8 import __version__, errors, source
+from qvlfp8.cluster.order import Setting
 from qvlfp8.cluster.shared import SharedStore
 from qvlfp8.engine import Announce
-from qvlfp8.errors import ClusterError
+from qvlfp8.errors import ClusterError, QvlError
 
 _STARTS = 3
 """How often a cluster of this machine is started at most: a busy one takes longer than Ray waits."""
@@ -149,14 +150,16 @@ def nodes() -> tuple[Node, ...]:
     )
 
 
-def check_nodes(shared: SharedStore, *, announce: Announce) -> tuple[Node, ...]:
-    """Ask every node what it has of qvlfp8, and whether it reaches the shared store.
+def check_nodes(shared: SharedStore, setting: Setting, *, announce: Announce) -> tuple[Node, ...]:
+    """Ask every node what it has of qvlfp8, whether it reaches the shared store, and can carry orders out.
 
     Returns:
         The nodes that may be used; one that does not answer is left out, and announced.
 
     Raises:
         ClusterError: a node has another qvlfp8 than this driver, or reaches another store.
+        StoreWriteError: a node cannot write its own store.
+        QvlError: a node lacks what its engine needs, as engines say it.
         SharedStoreError: this driver does not reach it.
     """
     import ray
@@ -166,10 +169,12 @@ def check_nodes(shared: SharedStore, *, announce: Announce) -> tuple[Node, ...]:
     sign = uuid.uuid4().hex
     shared.sign(sign)
     probe = ray.remote(num_cpus=0, max_retries=0)(_probe())
+    # As plain values: a node with another qvlfp8, or none, has to say so.
+    wanted = (setting.inside, setting.node_store, setting.settings.model_dump(mode="json"))
     asked = {
         node.id: probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
-        ).remote(shared.url, sign, f"{sign}-{node.id}")
+        ).remote(shared.url, sign, f"{sign}-{node.id}", wanted)
         for node in found
     }
     usable = []
@@ -213,15 +218,20 @@ def _check(node: Node, said: Mapping[str, Any], *, signed: bool, shared: SharedS
             f"node {node.name} does not reach the store {shared.url}: {why}",
             mend="name one that every node reaches (--shared s3://…, gs://…, or a shared disk)",
         )
+    if said["unprepared"] is not None:
+        name, problem, mend = said["unprepared"]
+        kind: type[QvlError] = getattr(errors, name, ClusterError)
+        raise kind(f"node {node.name} cannot carry out steps: {problem}", mend=mend)
 
 
-def _probe() -> Callable[[str, str, str], dict[str, Any]]:
+def _probe() -> Callable[[str, str, str, tuple[Any, ...]], dict[str, Any]]:
     """A function that needs nothing of this package to arrive on a node: Ray sends one that is defined inside
     another by value."""
 
-    def probe(url: str, sign: str, answer: str) -> dict[str, Any]:
+    def probe(url: str, sign: str, answer: str, wanted: tuple[Any, ...]) -> dict[str, Any]:
         try:
             from qvlfp8.cluster.connect import identity
+            from qvlfp8.cluster.node import unprepared
             from qvlfp8.cluster.shared import SharedStore
         except ImportError as error:
             return {"missing": str(error)}
@@ -233,7 +243,7 @@ def _probe() -> Callable[[str, str, str], dict[str, Any]]:
                 shared.sign(answer)
         except Exception as error:
             reached = str(error)
-        return {**identity(), "shared": reached}
+        return {**identity(), "shared": reached, "unprepared": unprepared(*wanted)}
 
     return probe
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from qvlfp8.cluster.node_store import NodeStore, default_root
-from qvlfp8.cluster.order import LockText, Order
+from qvlfp8.cluster.order import Inside, LockText, Order
 from qvlfp8.cluster.retry import is_retried
 from qvlfp8.cluster.shared import SharedStore
 from qvlfp8.engine import Engine
 from qvlfp8.engine.choose import make_engine
+from qvlfp8.environments import Locks
 from qvlfp8.errors import QvlError
 from qvlfp8.execute import Executor, Site
 from qvlfp8.locks import Lock
@@ -63,6 +64,31 @@ def carry_out(order: Order, locks: Mapping[LockKey, LockText]) -> Iterator[Event
     finally:
         running.stop()
         thread.join(_END_S)
+
+
+def unprepared(
+    inside: Inside, node_store: str | None, settings: Mapping[str, Any]
+) -> tuple[str, str, str | None] | None:
+    """What keeps this node from carrying orders out: the class of the error, what it says, and the mend.
+
+    None if nothing does.
+
+    Args:
+        inside: the engine that orders name.
+        node_store: as :class:`~qvlfp8.cluster.order.Setting` has it.
+        settings: how locks are resolved, as JSON.
+    """
+    store = _store_at(node_store)
+    try:
+        with store.used():
+            make_engine(inside, store, Locks.model_validate(settings), announce=lambda _line: None)
+    except QvlError as error:
+        return type(error).__name__, error.problem, error.mend
+    return None
+
+
+def _store_at(named: str | None) -> NodeStore:
+    return NodeStore(Path(named) if named else default_root())
 
 
 def node_name() -> str:
@@ -110,7 +136,7 @@ class _Running:
     def _work(self) -> None:
         order, setting = self._order, self._order.setting
         shared = SharedStore(setting.shared)
-        store = NodeStore(Path(setting.node_store) if setting.node_store else default_root())
+        store = _store_at(setting.node_store)
         with store.used():
             for step in order.steps.values():
                 if step.stage in {"model", "quantize", "generate"} and step not in order.task.steps:

@@ -46,8 +46,12 @@ _HALF_MADE_S = 24 * 3600.0
 """After which a folder without an entry is nobody's: its upload was interrupted."""
 
 
-_PASSWORD = re.compile(r"://[^/@]*:[^/]*@")
-"""Behind a name, before a host."""
+_PASSWORD = re.compile(
+    r"://[^/@]*:[^/]*@"
+    r"|^(?!file:).*[?&][^=&]*(token|secret|passw|credential|signature|key)[^=&]*=",
+    re.IGNORECASE,
+)
+"""Behind a name, before a host; or among the options behind the path, by their names."""
 
 
 class SharedFile(Strict):
@@ -77,8 +81,8 @@ class SharedStore:
         """
         if _PASSWORD.search(url):
             raise UsageError(
-                "--shared: a password in the URL would go to every task",
-                mend="leave it out, and set FSSPEC_SCHEME_PASSWORD (as FSSPEC_FTP_PASSWORD) on every node",
+                "--shared: a password or token in the URL would go to every task",
+                mend="leave it out, and set FSSPEC_SCHEME_OPTION (as FSSPEC_FTP_PASSWORD) on every node",
             )
         self.url = url
         with self._reached("opened"):

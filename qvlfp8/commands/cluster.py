@@ -74,23 +74,24 @@ def execute_on_cluster(
     locks = project.locks(cells)
     plan = project.plan(cells, locks)
     shared = SharedStore(options.shared or default_url(project.store.root))
+    setting = Setting(
+        shared=shared.url,
+        inside=options.inside,
+        node_store=options.node_store,
+        settings=project.matrix.file.locks,
+        limits=TIME_LIMIT_S,
+    )
     connect(options.address, announce=progress.announce)
     try:
         place = Cluster(
             plan,
-            nodes=check_nodes(shared, announce=progress.announce),
+            nodes=check_nodes(shared, setting, announce=progress.announce),
             store=project.store,
             shared=shared,
             environments=project.environments,
             locks=locks,
             resources=project.matrix.file.resources,
-            setting=Setting(
-                shared=shared.url,
-                inside=options.inside,
-                node_store=options.node_store,
-                settings=project.matrix.file.locks,
-                limits=TIME_LIMIT_S,
-            ),
+            setting=setting,
             progress=progress,
             retries=Retries(count=options.retries),
             jobs=jobs,

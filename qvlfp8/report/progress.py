@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -75,6 +76,7 @@ class ConsoleProgress(Progress):
         self._overall: TaskID | None = None
         self._tasks: dict[str, TaskID] = {}
         self._counted: dict[str, _Counted] = {}
+        self._blocked: Counter[str] = Counter()
 
     def __enter__(self) -> ConsoleProgress:
         self._bars.start()
@@ -87,6 +89,10 @@ class ConsoleProgress(Progress):
         _trace: TracebackType | None,
     ) -> None:
         self._bars.stop()
+        for because, steps in self._blocked.items():
+            if steps > 1 and not self._verbose:
+                more = "1 more step" if steps == 2 else f"{steps - 1} more steps"
+                self._print(f"- {more}  blocked: {because}", style="yellow")
 
     def announce(self, command: str) -> None:
         """Show an external command, as it could be typed."""
@@ -137,9 +143,13 @@ class ConsoleProgress(Progress):
         )
 
     def skip(self, step: Step, because: str) -> None:
-        """A step cannot be executed in this run."""
+        """A step cannot be executed in this run; of those that are blocked alike the first is named."""
         self._advance()
-        self._print(f"- {step.stage} {step.subject}  blocked: {because}", style="yellow")
+        with self._guard:
+            self._blocked[because] += 1
+            first = self._blocked[because] == 1
+        if first or self._verbose:
+            self._print(f"- {step.stage} {step.subject}  blocked: {because}", style="yellow")
 
     def retry(self, record: Record, *, attempt: int, of: int, delay_s: float) -> None:
         """A step ended in an error, and is tried again."""

@@ -22,6 +22,9 @@ LIMIT_S = 300.0
 DIE = "die-untold"
 """A file in a node's store: the next worker that has put a quantization into the shared store dies of it."""
 _PUT = "            self._shared.put(record.stage, record.digest, entry, record.made)\n"
+GONE = "daemon-gone"
+"""A file in a node's store: there a daemon was at hand when the node was asked, and then is none."""
+_MODEL = '        scratch = self._store.scratch("model")\n'
 _DIES = {
     "cluster/node.py": (
         _PUT,
@@ -30,7 +33,17 @@ _DIES = {
                 sign.unlink()
                 os.kill(os.getpid(), 9)
 """,
-    )
+    ),
+    "execute.py": (
+        _MODEL,
+        f"""{_MODEL}        if (self._store.root / "{GONE}").exists():
+            from qvlfp8.errors import DaemonError
+
+            verdict = self._fault(DaemonError("the Docker daemon went away"))
+            self._keep(step, scratch, verdict, started=now(), seconds=0.0, measured={{}})
+            return
+""",
+    ),
 }
 
 

@@ -21,6 +21,7 @@ from qvlfp8.cluster.connect import connect
 from qvlfp8.errors import ClusterError
 from tests.integration.ray_cluster import (
     DIE,
+    GONE,
     Bench,
     ended,
     kill,
@@ -239,10 +240,33 @@ def test_a_full_object_store_stops_nothing(bench: Bench, undisturbed: Path) -> N
     assert other_than(undisturbed, store) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--inside", "docker"], 14, "no Docker daemon"),
+        (["--node-store", "/proc/none"], 13, "/proc/none"),
+    ],
+)
+def test_a_node_that_cannot_carry_out_steps_is_told_before_any_begins(
+    bench: Bench, tmp_path: Path, options: list[str], code: int, told: str
+) -> None:
+    done = bench.run(tmp_path / "store", *options)
+    assert done.code == code, done.said
+    assert "cannot carry out steps: " in done.said
+    assert told in done.said
+    assert "mend: " in done.said
+    assert "attempt" not in done.said
+    assert records(tmp_path / "store") == {}
+
+
 def test_an_error_that_stays_is_an_error_with_its_attempts(bench: Bench) -> None:
-    """A Docker daemon that is not there: of the machine, not of the checkpoint."""
-    store = bench.root / "no-daemon"
-    done = bench.run(store, "--inside", "docker", "--retries", "1")
+    """A Docker daemon that goes away: of the machine, not of the checkpoint."""
+    store, gone = bench.root / "no-daemon", bench.root / "one" / GONE
+    gone.touch()
+    try:
+        done = bench.run(store, "--retries", "1")
+    finally:
+        gone.unlink()
     assert done.code == 14, done.said
     found = [entry.record for entry in records(store).values()]
     assert {(record.stage, record.status) for record in found} == {("model", "error")}

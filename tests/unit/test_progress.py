@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from qvlfp8.plan import Step, Work
 from qvlfp8.report import progress as shown
 from qvlfp8.report.progress import ConsoleProgress
 
@@ -69,3 +70,21 @@ def test_a_terminal_shows_a_bar_and_the_time_left_of_what_is_counted() -> None:
     assert "0:00:10" in counted, "the time left"
     assert "steps" in steps
     assert "-:--:--" not in steps
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_of_what_is_blocked_alike_one_is_named_and_the_others_are_counted(verbose: bool) -> None:
+    stream = io.StringIO()
+    work = Work(stage="inspect", environment=None, params={}, inputs={})
+    with ConsoleProgress(Console(file=stream, width=200), verbose=verbose) as progress:
+        for number, because in enumerate(["a has not passed", "a has not passed", "b", "a has not passed"]):
+            progress.skip(Step(work=work, subject=f"s{number}", digest=""), because)
+    lines = [line.split("] ")[1] for line in stream.getvalue().splitlines()]
+    if verbose:
+        assert len(lines) == 4
+    else:
+        assert lines == [
+            "- inspect s0  blocked: a has not passed",
+            "- inspect s2  blocked: b",
+            "- 2 more steps  blocked: a has not passed",
+        ]

@@ -135,9 +135,17 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         SharedStore("nosuch://place")
 
 
-def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://somebody:hunter22@127.0.0.1:1/steps",
+        "https://127.0.0.1:1/steps?access_token=hunter22",
+        "https://127.0.0.1:1/steps?v=1&X-Amz-Signature=hunter22",
+    ],
+)
+def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(UsageError) as refused:
-        SharedStore("ftp://somebody:hunter22@127.0.0.1:1/steps")
+        SharedStore(url)
     assert "hunter22" not in f"{refused.value} {refused.value.mend}"
 
 
