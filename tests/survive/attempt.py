@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -91,7 +92,9 @@ class Attempt:
     def children(self) -> list[Process]:
         """The processes of this attempt, the driver not among them."""
         found = self.around.processes(self.driver.pid)
-        self.sessions |= {process.session for process in found if process.kind != "ray worker"}
+        # What has just been forked is in this process's session yet, as a cluster's own processes are.
+        own = {os.getsid(0)}
+        self.sessions |= {process.session for process in found if process.kind != "ray worker"} - own
         return found
 
     def freeze(self) -> list[Process]:
