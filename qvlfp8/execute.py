@@ -6,6 +6,7 @@ tasks there are and when, on this machine; :mod:`qvlfp8.cluster` does so on many
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import shutil
@@ -29,7 +30,8 @@ from qvlfp8.progress import Progress
 from qvlfp8.results import Attempt, Fault, Host, Record
 from qvlfp8.store import LOG, Store, end_of, writing
 from qvlfp8.tasks import Task
-from qvlfp8.worker.generate import FOLDER as GENERATION
+from qvlfp8.untrusted import NotACheckpoint, open_regular
+from qvlfp8.worker.generate import IDS, LOGPROBS, TOKENS
 
 TIME_LIMIT_S: Mapping[str, float] = {
     "quantize": 600.0,
@@ -168,7 +170,7 @@ class Executor:
             )
             for s in ready
         }
-        compared = {need for step in ready for need in step.needs if need in together}
+        compared = {need for step in ready for need in step.needs if need in jobs}
         for need in compared:
             _lead(made_here / need, jobs[need].out)
         started = now()
@@ -312,7 +314,13 @@ class Executor:
         environment: Mapping[str, Any] | None = None,
     ) -> None:
         log = scratch / LOG
-        made = digest_of_what_was_made(scratch)
+        try:
+            made = digest_of_what_was_made(scratch)
+        except NotACheckpoint as error:
+            # A link out of the folder, a pipe: nothing that could be handed on.
+            made = None
+            fault = Fault(kind="unreadable-result", message=str(error))
+            verdict = Verdict(status="error", fault=fault)
         if step.stage == "quantize" and verdict.status == "pass" and made is None:
             fault = Fault(kind="no-checkpoint", message="the worker said done and left no checkpoint")
             verdict = Verdict(status="error", fault=fault)
@@ -379,10 +387,14 @@ def _lead(link: Path, folder: Path) -> None:
 
 
 def _copy_of_what_was_generated(scratch: Path, into: Path) -> Path:
+    """Of a run, the files that others are compared with; regular ones alone, whatever is there."""
     copy = into / f"{scratch.name}.copy"
     with writing(copy):
-        if (scratch / GENERATION).is_dir():
-            shutil.copytree(scratch / GENERATION, copy / GENERATION)
+        for name in (LOGPROBS, TOKENS, IDS):
+            with contextlib.suppress(NotACheckpoint), open_regular(scratch / name, scratch) as source:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                with (copy / name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
     return copy
 
 

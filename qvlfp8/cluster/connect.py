@@ -174,7 +174,7 @@ def check_nodes(shared: SharedStore, setting: Setting, *, announce: Announce) ->
     asked = {
         node.id: probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
-        ).remote(shared.url, sign, f"{sign}-{node.id}", wanted)
+        ).remote(shared.url, sign, f"{sign}-{node.id}", identity(), wanted)
         for node in found
     }
     usable = []
@@ -218,32 +218,41 @@ def _check(node: Node, said: Mapping[str, Any], *, signed: bool, shared: SharedS
             f"node {node.name} does not reach the store {shared.url}: {why}",
             mend="name one that every node reaches (--shared s3://…, gs://…, or a shared disk)",
         )
-    if said["unprepared"] is not None:
+    if said["unprepared"] is not None and node.resources.get("CPU", 0.0) > 0:
         name, problem, mend = said["unprepared"]
         kind: type[QvlError] = getattr(errors, name, ClusterError)
         raise kind(f"node {node.name} cannot carry out steps: {problem}", mend=mend)
 
 
-def _probe() -> Callable[[str, str, str, tuple[Any, ...]], dict[str, Any]]:
+def _probe() -> Callable[..., dict[str, Any]]:
     """A function that needs nothing of this package to arrive on a node: Ray sends one that is defined inside
     another by value."""
 
-    def probe(url: str, sign: str, answer: str, wanted: tuple[Any, ...]) -> dict[str, Any]:
+    def probe(
+        url: str, sign: str, answer: str, driver: dict[str, str], wanted: tuple[Any, ...]
+    ) -> dict[str, Any]:
         try:
             from qvlfp8.cluster.connect import identity
-            from qvlfp8.cluster.node import unprepared
             from qvlfp8.cluster.shared import SharedStore
         except ImportError as error:
             return {"missing": str(error)}
-        reached: bool | str
+        said: dict[str, Any] = {**identity(), "shared": False, "unprepared": None}
         try:
             shared = SharedStore(url)
-            reached = shared.signed(sign)
-            if reached:
+            said["shared"] = shared.signed(sign)
+            if said["shared"]:
                 shared.sign(answer)
         except Exception as error:
-            reached = str(error)
-        return {**identity(), "shared": reached, "unprepared": unprepared(*wanted)}
+            said["shared"] = str(error)
+        if identity() == driver:
+            # Of another qvlfp8 nothing else is known.
+            from qvlfp8.cluster.node import unprepared
+
+            try:
+                said["unprepared"] = unprepared(*wanted)
+            except Exception as error:
+                said["unprepared"] = ("ClusterError", f"{type(error).__name__}: {error}", None)
+        return said
 
     return probe
 

@@ -48,7 +48,7 @@ _HALF_MADE_S = 24 * 3600.0
 
 _PASSWORD = re.compile(
     r"://[^/@]*:[^/]*@"
-    r"|^(?!file:).*[?&][^=&]*(token|secret|passw|credential|signature|key)[^=&]*=",
+    r"|^(?!file:)[^:/?]+://.*[?&]([^=&]*(token|secret|passw[a-z]*|credentials?|signature|key)|sig|sas|auth|pwd)=",
     re.IGNORECASE,
 )
 """Behind a name, before a host; or among the options behind the path, by their names."""

@@ -8,6 +8,8 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,8 @@ def publish(
         out: the site's folder.
         base: the address at which it will stand, for the feed; empty: its links are relative.
         runtime: gives the files of Pyodide; where they cannot be had, the checker's page says so.
-        count: in how many processes; the site is the same [default: about the machine's CPUs].
+        count: in how many processes what is left is made when all records are read; up to two more begin
+            before. 1: all is made in this one. The site is the same [default: about the machine's CPUs].
 
     Raises:
         UsageError: ``out`` is there, and no site of ours.
@@ -81,7 +84,8 @@ def publish(
 
         def halfway(part: Site) -> None:
             done.update(cell.cell.checkpoint for cell in part.cells)
-            others.append(helpers.enter_context(beside(lambda: _write_pages(part, made), count=count)))
+            pages = partial(_write_pages, part, made, os.getpid())
+            others.append(helpers.enter_context(beside(pages, count=count)))
 
         site = gather(project, halfway if count > 1 else None)
         with writing(out):
@@ -148,10 +152,11 @@ def _exam(site: Site) -> tuple[ExamShown, Draw]:
     return exam, draw
 
 
-def _write_pages(site: Site, made: Path) -> None:
-    """Write the pages of a site's cells, and nothing else."""
+def _write_pages(site: Site, made: Path, parent: int) -> None:
+    """Write the pages of a site's cells, and nothing else; no more of them when the parent is gone."""
     exam, _ = _exam(site)
-    _put(made, Shares(site, lay_out(site), exam).pages())
+    pages = Shares(site, lay_out(site), exam).pages()
+    _put(made, takewhile(lambda _: os.getppid() == parent, pages))
 
 
 def _write(site: Site, made: Path, base: str, count: int, *, without: Set[str]) -> None:

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,9 @@ def processes() -> int:
 
 _MOST = 4
 """Each fork comes to have memory of its own for what it reads."""
+
+_END_S = 5.0
+"""How long a fork may take to end what it has started."""
 
 
 def in_shares(shares: int, work: Callable[[int], None], meanwhile: Callable[[], None], *, count: int) -> None:
@@ -118,7 +122,9 @@ def _helped(fork: ForkProcess, receiver: Connection) -> Iterator[Callable[[], An
     try:
         yield partial(_result, fork, receiver)
     finally:
-        # Not SIGTERM, which a fork that has just begun loses; what it has written goes with the folder.
+        # It ends what it has started; but one that has just begun loses the signal.
+        fork.terminate()
+        fork.join(_END_S)
         fork.kill()
         fork.join()
         receiver.close()
@@ -128,7 +134,7 @@ def _in_fork(work: Callable[[], object], sender: Connection) -> None:
     """What a fork does; it says at its end what was returned, and what was raised or None."""
     # Ctrl-C reaches all of a terminal's processes: the first one says so, and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     returned, raised = None, None
     try:
         returned = work()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import pytest
 from qvlfp8 import source
 from qvlfp8.cells import GENERATED
 from qvlfp8.engine import Batch, Job
+from qvlfp8.errors import StoreWriteError
 from qvlfp8.evidence import Evidence
 from qvlfp8.project import Project
 from qvlfp8.report.render import to_json
 from qvlfp8.report.table import CellView, make_table
 from qvlfp8.results import Host, Record
 from qvlfp8.store import Store
-from qvlfp8.worker.generate import LOGPROBS
+from qvlfp8.worker.generate import IDS, LOGPROBS
 from tests.unit.factory import MATRIX, RECIPE, open_project
 from tests.unit.test_run import FakeEngine, Seen, passes
 
@@ -348,3 +351,38 @@ def test_a_run_that_was_compared_with_a_failed_one_does_not_count(project: Proje
     assert len(list(entries.iterdir())) == 3
     assert {failed[stage] for stage in GENERATED} == {"blocked"}
     assert {passed[stage] for stage in GENERATED} == {"pass"}
+
+
+def test_what_a_worker_links_to_is_not_copied_for_the_next_job(project: Project, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    found: list[Path] = []
+
+    class Linking(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            result = super().__call__(job, batch)
+            if batch.worker == "generate" and "baseline" not in job.params:
+                (job.out / "generation" / "other").symlink_to(secret)
+                (job.out / IDS).symlink_to(secret)
+            if "baseline" in job.params:
+                found.extend(Path(job.params["baseline"]).rglob("*"))
+            return result
+
+    execute(project, Linking(measured()))
+    assert {path.name for path in found} == {"generation", "logprobs.npy"}
+
+
+def test_a_disk_that_fills_up_while_a_baseline_is_copied_is_said_so(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    class Filling(Vllm):
+        def __call__(self, job: Job, batch: Batch) -> dict[str, Any] | None:
+            if batch.worker == "generate":
+                monkeypatch.setattr(shutil, "copyfileobj", full)
+            return super().__call__(job, batch)
+
+    with pytest.raises(StoreWriteError, match="no space left"):
+        execute(project, Filling(measured()))

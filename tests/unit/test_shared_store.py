@@ -141,6 +141,8 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         "ftp://somebody:hunter22@127.0.0.1:1/steps",
         "https://127.0.0.1:1/steps?access_token=hunter22",
         "https://127.0.0.1:1/steps?v=1&X-Amz-Signature=hunter22",
+        "https://127.0.0.1:1/steps?password=hunter22",
+        "abfs://c@a.example/steps?sv=1&sig=hunter22",
     ],
 )
 def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
