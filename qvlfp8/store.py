@@ -5,6 +5,7 @@
     .qvlfp8/
       lock                     held (flock) by the run that writes
       unchanged.json           what the last run came to, if it left nothing to do
+      unchanged-FORM.json      what `qvlfp8 table` showed last in that form
       tmp/                     what is being made; swept at the next start
       steps/STAGE/DIGEST/      record.json, log.txt, and what the step made: model/ or checkpoint/
       environments/NAME-DIGEST/

@@ -1,4 +1,4 @@
-"""What a run with nothing left to do came to, kept for as long as nothing that it reads has changed.
+"""What a run with nothing to do came to, and what a table showed, for as long as nothing they read changes.
 
 Reading, judging and drawing ten thousand records takes seconds; to see that none of them has changed takes a
 twentieth of one. What counts is each file that could matter - the project's, the committed records, every
@@ -45,11 +45,11 @@ _JUDGED_WITH = ("packaging", "pydantic", "PyYAML", "rich")
 
 
 class Outcome(Strict):
-    """What a run with nothing to do, no error and no surprise has shown."""
+    """What a run with nothing to do, no error and no surprise has shown, or a table."""
 
     shown: str
     """On standard output."""
-    summary: str
+    summary: str = ""
 
 
 class _Kept(Strict):
@@ -61,13 +61,18 @@ class _Kept(Strict):
 class Unchanged:
     """What a run reads, as it was when the run began; and the last outcome that a store keeps."""
 
-    def __init__(self, asked: Mapping[str, object], inputs: Sequence[Path]) -> None:
+    def __init__(
+        self, asked: Mapping[str, object], inputs: Sequence[Path], *, kept_as: str = "unchanged"
+    ) -> None:
         """Look at what is going to be read: before it is.
 
         Args:
             asked: what the user asked for, and how it is shown, as JSON values.
             inputs: files and folders that are read, besides the store and this package.
+            kept_as: under what name the store keeps the outcome.
         """
+        self._name = f"{kept_as}.json"
+        self._records: tuple[_Marked, ...] = ()
         libraries = {name: version(name) for name in _JUDGED_WITH}
         self._asked = digest.of_json(
             {**asked, "version": __version__, "python": sys.version, "libraries": libraries}
@@ -75,32 +80,41 @@ class Unchanged:
         self._inputs = (*inputs, PACKAGE)
         self._before = tuple(_marks(self._inputs))
 
-    def outcome(self, store: Store, outputs: Sequence[Path]) -> Outcome | None:
+    def outcome(self, store: Store, outputs: Sequence[Path] = ()) -> Outcome | None:
         """What a run would show; None if something has changed, or nothing is kept.
 
         Args:
-            store: held by the caller.
+            store: whose records are read.
             outputs: files that a run writes, and the user may look at.
         """
+        self._records = tuple(_marks_of(store))
         try:
-            kept = _Kept.model_validate_json(_path_in(store).read_bytes())
+            kept = _Kept.model_validate_json((store.root / self._name).read_bytes())
         except (OSError, ValidationError):
             return None
-        of = self._digest((*self._before, *_marks_of(store)), outputs)
+        of = self._digest((*self._before, *self._records), outputs)
         return kept.outcome if kept.of == of else None
 
-    def keep(self, outcome: Outcome, store: Store, outputs: Sequence[Path]) -> None:
-        """Keep what a run came to that has nothing left to do, before the store is let go.
+    def keep(self, outcome: Outcome, store: Store, outputs: Sequence[Path] = (), *, held: bool) -> None:
+        """Keep what a run came to that has nothing left to do.
 
         Nothing is kept if an input was changed while the run read it, or just now.
+
+        Args:
+            outcome: what it came to.
+            store: that it has read.
+            outputs: as for :meth:`outcome`.
+            held: the store is this run's alone since :meth:`outcome`: what was recorded since is its own.
         """
         inputs, records = tuple(_marks(self._inputs)), tuple(_marks_of(store))
+        if not held and records != self._records:
+            return
         newest = max(mark[-1] for _, mark in (*inputs, *records) if mark)
         if inputs != self._before or newest > time.time_ns() - SETTLED_NS:
             return
         of = self._digest((*inputs, *records), outputs)
-        path = _path_in(store)
-        half = path.with_suffix(".half")
+        path = store.root / self._name
+        half = path.with_suffix(f".{os.getpid()}.half")
         # It only spares time: where the disk refuses it, it is not there.
         with contextlib.suppress(OSError):
             half.write_text(_Kept(of=of, outcome=outcome).model_dump_json(), encoding="utf-8")
@@ -113,10 +127,6 @@ class Unchanged:
         for name, mark in marks:
             told.update(f"{name}\0{mark}\n".encode(errors="surrogateescape"))
         return told.hexdigest()
-
-
-def _path_in(store: Store) -> Path:
-    return store.root / "unchanged.json"
 
 
 def _marks_of(store: Store) -> Iterator[_Marked]:

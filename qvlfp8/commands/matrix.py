@@ -99,7 +99,7 @@ def run_matrix(
         raise_for_errors(views)
         surprises = dict.fromkeys(text for v in views for _, text in project.surprises(v) if text)
         if done and not surprises:
-            unchanged.keep(outcome, project.store, _outputs(project))
+            unchanged.keep(outcome, project.store, _outputs(project), held=True)
     if surprises:
         listed = "\n".join(surprises)
         raise UnexpectedError(f"{len(surprises)} stages ended otherwise than matrix.yaml expects:\n{listed}")
@@ -171,19 +171,20 @@ def _publish(project: Project, views: Sequence[CellView]) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def _unchanged(matrix: Path, screen: Console, asked: Mapping[str, object]) -> Unchanged:
+def _unchanged(
+    matrix: Path, screen: Console, asked: Mapping[str, object], kept_as: str = "unchanged"
+) -> Unchanged:
     """What a run reads, and how it shows what it comes to."""
     colours = None if screen.no_color else screen.color_system
     shown = [screen.width, screen.is_terminal, colours, screen.encoding, screen.legacy_windows]
     folder = matrix.parent
     inputs = (matrix, folder / "recipes", folder / "containers" / "locks", folder / "results")
-    return Unchanged({**asked, "devices": sorted(devices()), "shown": shown}, inputs)
+    asked = {**asked, "devices": sorted(devices()), "shown": shown}
+    return Unchanged(asked, inputs, kept_as=kept_as)
 
 
 def _outcome(project: Project, plan: Plan, views: Sequence[CellView], screen: Console) -> Outcome:
-    with screen.capture() as captured:
-        print_table(screen, views)
-    return Outcome(shown=captured.get(), summary=_summary(project, plan, views))
+    return Outcome(shown=_drawn(views, screen, "terminal"), summary=_summary(project, plan, views))
 
 
 def _show(outcome: Outcome, screen: Console, console: Console) -> None:
@@ -223,14 +224,29 @@ def show_table(
     everything: bool,
     form: Literal["terminal", "markdown", "json"],
 ) -> None:
-    """Print the matrix from the records there are."""
+    """Print the matrix from the records there are; what was printed before, if nothing has changed since."""
+    screen = Console()
+    asked = {"only": list(only), "everything": everything}
+    unchanged = _unchanged(matrix, screen, asked, kept_as=f"unchanged-{form}")
     project = Project.open(matrix, store)
-    cells = project.cells(only=only, everything=everything)
-    views = project.views(project.plan(cells, project.locks(cells)))
+    known = unchanged.outcome(project.store)
+    if known is None:
+        cells = project.cells(only=only, everything=everything)
+        views = project.views(project.plan(cells, project.locks(cells)))
+        known = Outcome(shown=_drawn(views, screen, form))
+        # Others may write to the store meanwhile: nobody holds it for a table.
+        unchanged.keep(known, project.store, held=False)
+    screen.file.write(known.shown)
+    screen.file.flush()
+
+
+def _drawn(views: Sequence[CellView], screen: Console, form: Literal["terminal", "markdown", "json"]) -> str:
     match form:
         case "terminal":
-            print_table(Console(), views)
+            with screen.capture() as captured:
+                print_table(screen, views)
+            return captured.get()
         case "markdown":
-            print(to_markdown(views), end="")
+            return to_markdown(views)
         case "json":
-            print(to_json(views), end="")
+            return to_json(views)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qvlfp8.commands.matrix import run_matrix
+from qvlfp8.commands.matrix import run_matrix, show_table
 from qvlfp8.project import Project
 from qvlfp8.seen_files import Mark, mark_at
 from tests.unit.factory import open_project
@@ -259,3 +259,83 @@ def test_links_that_lead_around_are_followed_once(fresh: Runs, monkeypatch: pyte
     fresh.run()
     fresh.run()
     assert fresh.read == 1
+
+
+class Tables:
+    """`qvlfp8 table` in the project of a run; counts how often records were read."""
+
+    def __init__(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.runs = runs
+        self.read = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+        self._capsys = capsys
+        views = Project.views
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.read += 1
+            found = views(*arguments, **options)
+            self.meanwhile()
+            return found
+
+        monkeypatch.setattr(Project, "views", counted)
+
+    def show(self, form: Any = "markdown", **changed: Any) -> str:
+        options: dict[str, Any] = {"only": [], "everything": False}
+        show_table(self.runs.root / "matrix.yaml", None, form=form, **(options | changed))
+        return self._capsys.readouterr().out
+
+
+@pytest.fixture
+def tables(runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tables:
+    capsys.readouterr()
+    return Tables(runs, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "json"])
+def test_a_table_is_shown_again_without_reading(tables: Tables, form: str) -> None:
+    first = tables.show(form)
+    assert "lm-fp8" in first
+    assert tables.show(form) == first
+    assert tables.read == 1
+
+
+def test_what_else_is_asked_of_a_table_is_another_question(tables: Tables) -> None:
+    shown = {tables.show(form) for form in ("terminal", "markdown", "json")}
+    assert len(shown) == 3
+    tables.show("markdown", everything=True)
+    tables.show("markdown", only=["lm-fp8/*"])
+    assert tables.read == 5
+    tables.show("terminal")
+    assert tables.read == 5
+
+
+def test_a_table_of_a_changed_record_is_drawn_anew(tables: Tables) -> None:
+    before = tables.show()
+    path = tables.runs.a_record()
+    path.write_text(path.read_text().replace('"status": "pass"', '"status": "fail"'))
+    after = tables.show()
+    assert tables.read == 2
+    assert after != before
+    path.unlink()
+    assert tables.show() not in {before, after}
+
+
+def test_what_was_recorded_while_a_table_was_drawn_is_seen_by_the_next(tables: Tables) -> None:
+    path = tables.runs.a_record()
+
+    def recorded() -> None:
+        path.write_text(path.read_text().replace('"status": "pass"', '"status": "fail"'))
+
+    tables.meanwhile = recorded
+    before = tables.show()
+    tables.meanwhile = lambda: None
+    assert tables.show() != before
+    assert tables.read == 2
+
+
+def test_a_table_makes_no_store(fresh: Runs, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    shown = Tables(fresh, monkeypatch, capsys)
+    assert shown.show() == shown.show()
+    assert not fresh.project.store.root.exists()
