@@ -44,7 +44,8 @@ class SeenFiles(Generic[Made]):
             # Before it is read: what is written meanwhile changes the mark.
             status = os.fstat(descriptor)
             content = os.read(descriptor, status.st_size + 1)
-            while len(content) > status.st_size and (more := os.read(descriptor, _BLOCK)):
+            # A file server may give less at once than it was asked for.
+            while more := os.read(descriptor, _BLOCK):
                 content += more
         finally:
             os.close(descriptor)
