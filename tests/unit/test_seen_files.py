@@ -43,3 +43,10 @@ def test_what_could_not_be_made_is_tried_again(tmp_path: Path) -> None:
             seen.read(str(path))
     path.write_bytes(b"7")
     assert seen.read(str(path)) == 7
+
+
+def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "file", os.read
+    path.write_bytes(b"0123456789")
+    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 3)))
+    assert SeenFiles(bytes).read(str(path)) == b"0123456789"
