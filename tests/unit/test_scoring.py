@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qvlfp8.finding_kinds import KINDS
-from qvlfp8.scoring import _MARKS, _REFUSALS, Bounds, Scored, Stage, score
+from qvlfp8.scoring import _MARKS, _REFUSALS, Bounds, Control, Scored, Stage, score
 
 COLOURS = ("red", "blue", "green", "pink")
 PER_TASK = 20
@@ -243,3 +243,13 @@ def test_what_is_no_number_is_beyond_every_bound(name: str) -> None:
     measured = good()
     measured["fidelity"] |= {name: float("nan")}
     assert found(scored(measured)["fidelity"]) == ["diverges"]
+
+
+def test_what_is_judged_once_is_judged_anew_by_other_bounds_and_of_other_answers() -> None:
+    control, spoilt = Control(good()), spoil(good(), "sum", 5)
+    strict, lax = Bounds(text_drop=0.05), Bounds(text_drop=0.9)
+    for _ in range(2):
+        assert found(scored(spoilt, strict, control=control)["text"]) == ["speaks-wrongly"]
+        assert found(scored(spoilt, lax, control=control)["text"]) == []
+        assert found(scored(good(), strict, control=control)["text"]) == []
+        assert "answers-unknown" in found(scored(spoilt, lax, control=control, known_answers=False)["text"])
