@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qvlfp8.site import chart_html
 from qvlfp8.site.cell_view import Answer, CellPage
 from qvlfp8.site.data import Elsewhere, record_name
 from qvlfp8.site.mends import Mends
@@ -17,7 +16,9 @@ from qvlfp8.site.pieces import commands, escaped, finding, mark, sentence
 __all__ = ["content"]
 
 
-def content(page: CellPage, *, root: str, track: str, sections: Iterable[str], neighbours: str) -> str:
+def content(
+    page: CellPage, *, root: str, track: str, sections: Iterable[str], chart: str, neighbours: str
+) -> str:
     """The content.
 
     Args:
@@ -25,13 +26,14 @@ def content(page: CellPage, *, root: str, track: str, sections: Iterable[str], n
         root: the way from the page to the site's top.
         track: the links to its stages.
         sections: those of its executions.
-        neighbours: the links to the other cells of its row, and its own name.
+        chart: that of its row; nothing if it is not in it.
+        neighbours: the links to the other cells of its row, and its own name; nothing if it is alone.
     """
-    return "".join(_content(page, root, track, sections, neighbours))
+    return "".join(_content(page, root, track, sections, chart, neighbours))
 
 
 def _content(
-    page: CellPage, root: str, track: str, sections: Iterable[str], neighbours: str
+    page: CellPage, root: str, track: str, sections: Iterable[str], chart: str, neighbours: str
 ) -> Iterator[str]:
     yield _headline(page, root)
     if page.mends.mends:
@@ -46,9 +48,9 @@ def _content(
     if page.answers:
         yield from _pictures(page, root)
     yield "\n"
-    if page.chart:
+    if chart:
         yield _CHART
-        yield chart_html.figure(page.chart)
+        yield chart
     yield '\n<h2 id="stages">Stages</h2>\n'
     for section in sections:
         yield section
@@ -58,7 +60,7 @@ def _content(
         listed = "".join([_elsewhere(other, root) for other in page.cell.elsewhere])
         yield f'<h2 id="elsewhere">On other hardware</h2>\n<ul>{listed}</ul>\n'
     yield "\n"
-    if len(page.neighbours) > 1:
+    if neighbours:
         yield f"{_NEIGHBOURS}<ul>{neighbours}</ul></nav>\n"
 
 

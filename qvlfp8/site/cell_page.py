@@ -10,7 +10,8 @@ from qvlfp8.cells import Stage
 from qvlfp8.observed import named_version
 from qvlfp8.results import Status
 from qvlfp8.site import cell_html, pieces, rendering
-from qvlfp8.site.cell_view import CellPage, Common, ExamShown, Execution, make_page
+from qvlfp8.site.cell_view import CellPage, Common, ExamShown, Execution, RowShown, make_page, show_row
+from qvlfp8.site.chart_html import Figures
 from qvlfp8.site.data import Site, SiteCell
 from qvlfp8.site.execution_html import section
 from qvlfp8.site.matrix_view import Row
@@ -35,10 +36,10 @@ class CellPages:
         # Its cells, however they were run, have in common what is the checkpoint's alone.
         self._common.of_checkpoint.clear()
         for row in rows:
-            line = [cell for cell in row.cells if cell is not None]
-            for cell in line:
+            shown = show_row(self._site, [cell for cell in row.cells if cell is not None])
+            for cell in shown.pages:
                 if cell.page is not None:
-                    page = make_page(self._site, cell, line, self._exam, self._common)
+                    page = make_page(self._site, cell, shown, self._exam, self._common)
                     yield cell.page, self._pages.text(page)
 
 
@@ -59,17 +60,18 @@ class Pages:
     def __init__(self) -> None:
         self._sections: dict[Stage, tuple[Execution, str]] = {}
         self._resolved: dict[int, tuple[Execution, str]] = {}
-        self._links: tuple[tuple[SiteCell, ...], list[str]] = ((), [])
+        self._row: tuple[RowShown, _RowHTML] | None = None
 
     def text(self, page: CellPage) -> str:
         """One of them."""
-        cell = page.cell
+        cell, row = page.cell, self._of_row(page.row)
         main = cell_html.content(
             page,
             root=_ROOT,
             track=_track(tuple((view.stage, view.status) for view in cell.view.stages)),
             sections=[self._section(run, page.baseline) for run in page.executions],
-            neighbours=self._neighbours(page),
+            chart=row.figure(cell),
+            neighbours=row.links(cell),
         )
         title = f"{cell.cell.recipe.id} in vLLM {page.version}: {WORDS[cell.outcome]}"
         return rendering.page(title, main, root=_ROOT, here="matrix")
@@ -85,14 +87,35 @@ class Pages:
                 self._sections[stage] = known
         return known[1]
 
-    def _neighbours(self, page: CellPage) -> str:
-        if self._links[0] != page.neighbours:
-            self._links = (page.neighbours, [_link(one) for one in page.neighbours])
-        listed = [
-            _here(one) if one is page.cell else link
-            for one, link in zip(page.neighbours, self._links[1], strict=True)
-        ]
-        return "".join(listed)
+    def _of_row(self, row: RowShown) -> _RowHTML:
+        if self._row is None or self._row[0] is not row:
+            self._row = (row, _RowHTML(row))
+        return self._row[1]
+
+
+class _RowHTML:
+    """What the pages of one row have in common, apart from what marks the page's own place in it."""
+
+    def __init__(self, row: RowShown) -> None:
+        self._row = row
+        self._links = [_link(cell) for cell in row.pages]
+        self._figures = Figures(row.chart) if row.chart else None
+
+    def links(self, here: SiteCell) -> str:
+        """Links to the row's pages; nothing if there is one alone."""
+        if len(self._links) == 1:
+            return ""
+        return "".join(
+            [
+                _here(cell) if cell is here else link
+                for cell, link in zip(self._row.pages, self._links, strict=True)
+            ]
+        )
+
+    def figure(self, here: SiteCell) -> str:
+        """The chart; nothing if the cell is not in it."""
+        column = self._row.columns.get(here.cell.id)
+        return self._figures.of(column) if self._figures and column is not None else ""
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,12 @@ __all__ = [
     "Common",
     "ExamShown",
     "Execution",
+    "RowShown",
     "StageShown",
     "TaskRow",
     "make_page",
     "questions_shown",
+    "show_row",
 ]
 
 SHOWN = 4
@@ -99,6 +101,19 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowShown:
+    """What the pages of one row have in common.
+
+    ``pages`` are its cells that have one, oldest vLLM first. ``columns``: by a cell's id, its column of the
+    chart, from 0; without an entry its page has no chart.
+    """
+
+    pages: tuple[SiteCell, ...]
+    chart: chart.Chart | None
+    columns: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """A picture that was shown, and three answers."""
 
@@ -127,9 +142,7 @@ class CellPage:
     right: int
     asked: int
     """Of the pictures shown to it, those that it answered rightly, and all."""
-    chart: chart.Chart | None
-    neighbours: tuple[SiteCell, ...]
-    """The other cells of its row that have a page."""
+    row: RowShown
     baseline: str | None
     """File name of the unquantized model's record."""
     repeat: str
@@ -143,7 +156,7 @@ class CellPage:
 def make_page(
     site: Site,
     cell: SiteCell,
-    row: Sequence[SiteCell],
+    row: RowShown,
     exam: ExamShown,
     common: Common | None = None,
 ) -> CellPage:
@@ -152,7 +165,7 @@ def make_page(
     Args:
         site: what it belongs to.
         cell: one that was executed.
-        row: the cells of its row, oldest vLLM first.
+        row: its row.
         exam: what can be drawn.
         common: takes what it has in common with other pages, and gives it to them.
     """
@@ -166,8 +179,7 @@ def make_page(
         answers=answers,
         right=right,
         asked=asked,
-        chart=_chart(site, cell, row),
-        neighbours=tuple(one for one in row if one.executed),
+        row=row,
         baseline=record_name(cell.baseline) if cell.baseline else None,
         repeat=f"nox -s matrix -- --only '{cell.cell.id}'",
         mends=mends_of(cell),
@@ -195,17 +207,38 @@ def _kv_cache(record: Record) -> str:
     return line(f"{kind} ({took}); asked for: {asked}")
 
 
-def questions_shown(cell: SiteCell, exam: str) -> tuple[proof.Shown, ...]:
-    """The questions whose pictures its page shows; nothing without answers of it and of BF16 to this exam."""
+def questions_shown(cells: Iterable[SiteCell], exam: str) -> Mapping[str, tuple[proof.Shown, ...]]:
+    """The questions whose pictures a cell's page shows, by its id; no entry for none.
+
+    Args:
+        cells: which.
+        exam: digest of the exam that can be drawn.
+    """
+    # Records that answer alike have one list of answers (qvlfp8.run_records): the same is chosen of it.
+    chosen: dict[tuple[int, int], tuple[proof.Shown, ...]] = {}
+    found: dict[str, tuple[proof.Shown, ...]] = {}
+    for cell in cells:
+        if (runs := _runs(cell, exam)) is not None:
+            own, bf16 = runs
+            key = (id(own["answers"]), id(bf16["answers"]))
+            if key not in chosen:
+                chosen[key] = proof.shown(own, bf16, SHOWN)
+            if chosen[key]:
+                found[cell.cell.id] = chosen[key]
+    return found
+
+
+def _runs(cell: SiteCell, exam: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """What its run and that of BF16 measured; None unless both have answers to this exam, and they count."""
     record, baseline = cell.records.get("load"), cell.baseline
     if record is None or baseline is None or _status(cell, "image") in {"stale", "not run"}:
-        return ()
+        return None
     if not record.measured.get("answers") or not baseline.measured.get("answers"):
-        return ()
+        return None
     if record.measured.get("exam_digest") != exam:
         # Its pictures were others than those that can be drawn now.
-        return ()
-    return proof.shown(record.measured, baseline.measured, SHOWN)
+        return None
+    return record.measured, baseline.measured
 
 
 def _status(cell: SiteCell, stage: Stage) -> Status:
@@ -362,24 +395,25 @@ def _locks(site: Site, cell: SiteCell) -> Iterator[tuple[str, str]]:
         yield step.subject, str(step.inputs["lock"])
 
 
-def _chart(site: Site, cell: SiteCell, row: Sequence[SiteCell]) -> chart.Chart | None:
-    if _fidelity(cell) is None:
-        return None
-    rows = []
-    for one in row:
-        if (numbers := _fidelity(one)) is None:
-            continue
-        rows.append(
-            chart.Fidelity(
-                column=named_version(one.cell.serve),
-                mean_kl=numbers["mean_kl"],
-                p99_kl=numbers["p99_kl"],
-                top1=numbers["top1_agreement"],
-                not_finite=numbers["not_finite"],
-                here=one.cell.id == cell.cell.id,
-            )
+def show_row(site: Site, cells: Sequence[SiteCell]) -> RowShown:
+    """A row: the cells of one checkpoint, run in one way, oldest vLLM first."""
+    measured = [(cell, numbers) for cell in cells if (numbers := _fidelity(cell)) is not None]
+    rows = [
+        chart.Fidelity(
+            column=named_version(cell.cell.serve),
+            mean_kl=numbers["mean_kl"],
+            p99_kl=numbers["p99_kl"],
+            top1=numbers["top1_agreement"],
+            not_finite=numbers["not_finite"],
         )
-    return chart.draw(rows, site.project.matrix.bounds(cell.cell))
+        for cell, numbers in measured
+    ]
+    return RowShown(
+        pages=tuple(cell for cell in cells if cell.executed),
+        # What may be measured is the recipe's, so the row's.
+        chart=chart.draw(rows, site.project.matrix.bounds(cells[0].cell)) if rows else None,
+        columns={cell.cell.id: number for number, (cell, _) in enumerate(measured)},
+    )
 
 
 def _fidelity(cell: SiteCell) -> Mapping[str, Any] | None:

@@ -1,6 +1,6 @@
 """The chart of a checkpoint's fidelity: divergence from BF16 in each vLLM, on a logarithmic axis. Pure.
 
-Here is where things stand, in units of the drawing; ``templates/chart.html`` draws them.
+Here is where things stand, in units of the drawing; :mod:`qvlfp8.site.chart_html` draws them.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ class Fidelity:
     p99_kl: float | None
     top1: float | None
     not_finite: int
-    here: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One value: where it stands, and what is said of it."""
+    """One value: where it stands, and what is said of it; ``column``: of which column it is, from 0."""
 
+    column: int
     x: float
     y: float
     kind: str
     """``mean`` or ``p99``."""
-    here: bool
     text: str
 
 
@@ -50,19 +49,18 @@ class Line:
     at: float
     text: str
     kind: str = ""
-    here: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Everything that is drawn, and in words."""
+    """Everything that is drawn, and in words: a column for each vLLM, and a summary of each."""
 
     points: tuple[Point, ...]
     ticks: tuple[Line, ...]
     columns: tuple[Line, ...]
     bounds: tuple[Line, ...]
     rows: tuple[Fidelity, ...]
-    summary: str
+    summaries: tuple[str, ...]
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -88,9 +86,7 @@ def draw(rows: Sequence[Fidelity], bounds: Bounds) -> Chart | None:
         return round(HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP), 1)
 
     points = [
-        Point(
-            x=across(i), y=up(value), kind=kind, here=row.here, text=f"{row.column}: {name} {value:.2g} nats"
-        )
+        Point(column=i, x=across(i), y=up(value), kind=kind, text=f"{row.column}: {name} {value:.2g} nats")
         for i, row in enumerate(rows)
         for kind, name, value in (
             ("p99", "99th percentile", row.p99_kl),
@@ -98,17 +94,16 @@ def draw(rows: Sequence[Fidelity], bounds: Bounds) -> Chart | None:
         )
         if value is not None and math.isfinite(value)
     ]
-    here = next((row for row in rows if row.here), rows[-1])
     return Chart(
         points=tuple(points),
         ticks=tuple(Line(at=up(10.0**power), text=_power(power)) for power in range(low, high + 1)),
-        columns=tuple(Line(at=across(i), text=row.column, here=row.here) for i, row in enumerate(rows)),
+        columns=tuple(Line(at=across(i), text=row.column) for i, row in enumerate(rows)),
         bounds=(
             Line(at=up(bounds.p99_kl), text=f"p99 ≤ {bounds.p99_kl:g}", kind="p99"),
             Line(at=up(bounds.mean_kl), text=f"mean ≤ {bounds.mean_kl:g}", kind="mean"),
         ),
         rows=tuple(rows),
-        summary=_summary(here, bounds),
+        summaries=tuple(_summary(row, bounds) for row in rows),
     )
 
 

@@ -4,24 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qvlfp8.site.chart import Chart, Fidelity, Point
+from qvlfp8.site.chart import Chart, Fidelity, Line, Point
 from qvlfp8.site.pieces import escaped
 
-__all__ = ["figure"]
+__all__ = ["Figures"]
 
 
-def figure(chart: Chart) -> str:
-    """The drawing with its caption, and the table."""
-    return "".join(_figure(chart))
+class Figures:
+    """A chart's figures: one for each column, which is marked in it; what they share is made once."""
+
+    def __init__(self, chart: Chart) -> None:
+        self._chart = chart
+        self._axes = "".join(_axes(chart))
+        self._columns = [_column(chart, line, here=False) for line in chart.columns]
+        self._points = [_point(point, here=False) for point in chart.points]
+        self._rows = [_row(row, here=False) for row in chart.rows]
+
+    def of(self, here: int) -> str:
+        """The drawing with its caption, and the table; ``here`` is the column's number, from 0."""
+        return "".join(self._figure(here))
+
+    def _figure(self, here: int) -> Iterator[str]:
+        c = self._chart
+        summary = escaped(c.summaries[here])
+        yield _head(c, summary)
+        yield self._axes
+        for number, line in enumerate(self._columns):
+            yield _column(c, c.columns[here], here=True) if number == here else line
+        for point, html in zip(c.points, self._points, strict=True):
+            yield _point(point, here=True) if point.column == here else html
+        yield _foot(summary)
+        for number, row in enumerate(self._rows):
+            yield _row(c.rows[here], here=True) if number == here else row
+        yield "</tbody></table></div>\n"
 
 
-def _figure(c: Chart) -> Iterator[str]:
-    summary = escaped(c.summary)
-    yield f"""<figure class="chart">
+def _head(c: Chart, summary: str) -> str:
+    return f"""<figure class="chart">
 <svg viewBox="0 0 {c.width} {c.height}" role="img" aria-labelledby="chart-title chart-text">
 <title id="chart-title">Divergence from BF16 by vLLM version, logarithmic</title>
 <desc id="chart-text">{summary} All numbers are in the table below.</desc>
 """
+
+
+def _foot(summary: str) -> str:
+    return f"""</svg>
+<figcaption>{summary} ● is the mean over all tokens that were compared, + the 99th percentile.</figcaption>
+</figure>
+{_TABLE}
+<tbody>"""
+
+
+def _axes(c: Chart) -> Iterator[str]:
     across = f'x1="{c.left}" x2="{c.right}"'
     for tick in c.ticks:
         yield (
@@ -34,31 +68,24 @@ def _figure(c: Chart) -> Iterator[str]:
             f'<line class="bound {bound.kind}" {across} y1="{bound.at}" y2="{bound.at}"/><text '
             f'class="bound-text" x="{c.right + 6}" y="{bound.at + down}">{escaped(bound.text)}</text>\n'
         )
-    for one in c.columns:
-        if one.here:
-            size = f'y="{c.top}" height="{c.bottom - c.top}"'
-            yield f'<rect class="here" x="{one.at - 24}" width="48" {size}/>'
-        yield (
-            f'<text class="tick{" strong" if one.here else ""}" x="{one.at}" y="{c.bottom + 18}" '
-            f'text-anchor="middle">{escaped(one.text)}</text>\n'
-        )
-    yield from map(_point, c.points)
-    yield f"""</svg>
-<figcaption>{summary} ● is the mean over all tokens that were compared, + the 99th percentile.</figcaption>
-</figure>
-{_TABLE}
-<tbody>"""
-    yield from map(_row, c.rows)
-    yield "</tbody></table></div>\n"
 
 
-def _point(point: Point) -> str:
+def _column(c: Chart, one: Line, *, here: bool) -> str:
+    size = f'y="{c.top}" height="{c.bottom - c.top}"'
+    behind = f'<rect class="here" x="{one.at - 24}" width="48" {size}/>' if here else ""
+    return (
+        f'{behind}<text class="tick{" strong" if here else ""}" x="{one.at}" y="{c.bottom + 18}" '
+        f'text-anchor="middle">{escaped(one.text)}</text>\n'
+    )
+
+
+def _point(point: Point, *, here: bool) -> str:
     title = f"<title>{escaped(point.text)}</title>"
-    here = " is-here" if point.here else ""
+    marked = " is-here" if here else ""
     if point.kind == "mean":
-        return f'<circle class="point{here}" cx="{point.x}" cy="{point.y}" r="4.6">{title}</circle>'
+        return f'<circle class="point{marked}" cx="{point.x}" cy="{point.y}" r="4.6">{title}</circle>'
     cross = f"M{point.x - 5} {point.y}h10M{point.x} {point.y - 5}v10"
-    return f'<path class="point p99{here}" d="{cross}">{title}</path>'
+    return f'<path class="point p99{marked}" d="{cross}">{title}</path>'
 
 
 _TABLE = (
@@ -71,7 +98,7 @@ _TABLE = (
 )
 
 
-def _row(row: Fidelity) -> str:
+def _row(row: Fidelity, *, here: bool) -> str:
     numbers = (
         "-" if row.mean_kl is None else f"{row.mean_kl:.3g}",
         "-" if row.p99_kl is None else f"{row.p99_kl:.3g}",
@@ -79,5 +106,5 @@ def _row(row: Fidelity) -> str:
         escaped(str(row.not_finite)),
     )
     told = "".join([f'<td class="number">{number}</td>' for number in numbers])
-    here = ' class="is-here"' if row.here else ""
-    return f'<tr{here}><th scope="row">{escaped(row.column)}</th>{told}</tr>\n'
+    marked = ' class="is-here"' if here else ""
+    return f'<tr{marked}><th scope="row">{escaped(row.column)}</th>{told}</tr>\n'

@@ -41,14 +41,17 @@ class FindingPage:
 def make_pages(site: Site, columns: Sequence[str]) -> tuple[FindingPage, ...]:
     """Every finding that there is, shown by a cell or not; ``columns`` in the order of versions."""
     showing: dict[str, list[SiteCell]] = {name: [] for name in _names(site)}
+    at: dict[str, dict[Stage, list[SiteCell]]] = {name: {} for name in showing}
     ran: dict[Stage, set[str]] = {stage: set() for stage in STAGES}
     for cell in site.cells:
         for name in cell.shown:
             showing[name].append(cell)
+        for stage, name in _shown(cell):
+            at[name].setdefault(stage, []).append(cell)
         for view in cell.view.stages:
             if view.status in {"pass", "fail"}:
                 ran[view.stage].add(named_version(cell.cell.serve))
-    return tuple(_page(name, cells, ran, columns) for name, cells in showing.items())
+    return tuple(_page(name, cells, at[name], ran, columns) for name, cells in showing.items())
 
 
 def _names(site: Site) -> list[str]:
@@ -58,24 +61,28 @@ def _names(site: Site) -> list[str]:
 
 
 def _page(
-    name: str, cells: Sequence[SiteCell], ran: Mapping[Stage, Set[str]], columns: Sequence[str]
+    name: str,
+    cells: Sequence[SiteCell],
+    at: Mapping[Stage, Sequence[SiteCell]],
+    ran: Mapping[Stage, Set[str]],
+    columns: Sequence[str],
 ) -> FindingPage:
     return FindingPage(
         name=name,
         kind=KNOWN.get(name)
         or Kind(severity="fail", meaning="see what the cells below say", mend="see there"),
         signs=signs_of(name),
-        seen=tuple(_seen(name, cells, ran, columns)),
+        seen=tuple(_seen(at, ran, columns)),
         cells=tuple(cells),
     )
 
 
 def _seen(
-    name: str, cells: Sequence[SiteCell], ran: Mapping[Stage, Set[str]], columns: Sequence[str]
+    at: Mapping[Stage, Sequence[SiteCell]], ran: Mapping[Stage, Set[str]], columns: Sequence[str]
 ) -> Iterator[Seen]:
-    """``ran``: the versions in which a cell's stage was executed."""
+    """``at``: the cells that show it at a stage; ``ran``: the versions in which a stage was executed."""
     for stage in STAGES:
-        showing = [cell for cell in cells if _shows(cell, stage, name)]
+        showing = at.get(stage)
         if not showing:
             continue
         versions = {named_version(cell.cell.serve) for cell in showing}
@@ -88,8 +95,6 @@ def _seen(
         )
 
 
-def _shows(cell: SiteCell, stage: Stage, name: str) -> bool:
-    if (stage, name) in cell.notes:
-        return True
-    view = cell.view.stage(stage)
-    return view is not None and any(cause.id == name for cause in view.causes)
+def _shown(cell: SiteCell) -> Set[tuple[Stage, str]]:
+    """At which stages it shows which findings."""
+    return {*cell.notes, *((view.stage, cause.id) for view in cell.view.stages for cause in view.causes)}

@@ -142,7 +142,7 @@ def _exam(site: Site) -> tuple[ExamShown, Draw]:
     asked = site.project.matrix.file.exam
     questions = make_exam(asked.seed, asked.per_task)
     digest = exam_digest(questions)
-    shown = {cell.cell.id: found for cell in site.cells if (found := questions_shown(cell, digest))}
+    shown = questions_shown(site.cells, digest)
     used = {row.question for found in shown.values() for row in found}
     exam = ExamShown(digest=digest, prompts=prompts_of(questions, used), shown=shown)
 

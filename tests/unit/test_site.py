@@ -31,7 +31,8 @@ from qvlfp8.scoring import Bounds
 from qvlfp8.site import chart, compatibility, publishing, rendering
 from qvlfp8.site.badges import COLOURS, badge_of
 from qvlfp8.site.cell_page import cell_text
-from qvlfp8.site.cell_view import ExamShown, make_page
+from qvlfp8.site.cell_view import ExamShown, make_page, show_row
+from qvlfp8.site.chart_html import Figures
 from qvlfp8.site.data import Site, SiteCell, gather
 from qvlfp8.site.files import Shares, site_files
 from qvlfp8.site.matrix_view import lay_out
@@ -150,12 +151,15 @@ def test_ranges_are_in_words() -> None:
     )
 
 
-def test_a_chart_has_its_bounds_and_every_number() -> None:
-    def row(column: str, mean: float | None, *, here: bool = False) -> chart.Fidelity:
-        p99 = None if mean is None else 3 * mean
-        return chart.Fidelity(column=column, mean_kl=mean, p99_kl=p99, top1=0.9, not_finite=7, here=here)
+NAMED = ("0.10.0", "0.11.0", "0.12.0")
 
-    drawn = chart.draw([row("0.10.0", 1.5), row("0.11.0", 0.0, here=True), row("0.12.0", None)], Bounds())
+
+def test_a_chart_has_its_bounds_and_every_number() -> None:
+    def row(column: str, mean: float | None) -> chart.Fidelity:
+        p99 = None if mean is None else 3 * mean
+        return chart.Fidelity(column=column, mean_kl=mean, p99_kl=p99, top1=0.9, not_finite=7)
+
+    drawn = chart.draw([row("0.10.0", 1.5), row("0.11.0", 0.0), row("0.12.0", None)], Bounds())
     assert drawn is not None
     at = {(p.text.split(":")[0], p.kind): p.y for p in drawn.points}
     assert set(at) == {("0.10.0", "mean"), ("0.10.0", "p99"), ("0.11.0", "mean"), ("0.11.0", "p99")}
@@ -164,8 +168,18 @@ def test_a_chart_has_its_bounds_and_every_number() -> None:
     assert at["0.10.0", "mean"] < mean.at < at["0.11.0", "mean"]
     assert p99.at < mean.at
     assert all(drawn.top <= y <= drawn.bottom for y in at.values())
-    assert "0.11.0" in drawn.summary
-    assert chart.draw([row("0.12.0", None, here=True)], Bounds()) is None
+    assert [name in said for name, said in zip(NAMED, drawn.summaries, strict=True)] == [True] * 3
+    assert chart.draw([row("0.12.0", None)], Bounds()) is None
+
+    figures = Figures(drawn)
+    for here, name in enumerate(NAMED):
+        # What marks a column marks that one alone: its label, its points, its row of the table.
+        html = figures.of(here)
+        assert re.findall(r'class="tick strong"[^>]*>([^<]+)', html) == [name]
+        assert set(re.findall(r'is-here" [^>]*><title>([0-9.]+):', html)) == {name} - {"0.12.0"}
+        assert re.findall(r'<tr class="is-here"><th scope="row">([^<]+)', html) == [name]
+        assert len(re.findall("<rect", html)) == 1
+        assert drawn.summaries[here] in html
 
 
 def test_text_of_a_log_is_made_harmless() -> None:
@@ -376,10 +390,10 @@ def of_committed_records(*ids: str) -> dict[str, str]:
     found = {}
     for group in lay_out(site).groups:
         for row in group.rows:
-            line = [cell for cell in row.cells if cell is not None]
-            for cell in line:
+            shown = show_row(site, [cell for cell in row.cells if cell is not None])
+            for cell in shown.pages:
                 if cell.cell.id in ids:
-                    page = make_page(site, cell, line, ExamShown())
+                    page = make_page(site, cell, shown, ExamShown())
                     found[cell.cell.id] = cell_text(page)
     return found
 
