@@ -36,9 +36,10 @@ class Reader:
         Raises:
             ValidationError: it is no record.
         """
-        text = _answers_in(content)
+        place = _answers_in(content)
+        text = content[place]
         answers = self._known.get(text)
-        if answers is not None and (known := _without(text, content)) is not None:
+        if answers is not None and (known := _without(place, content)) is not None:
             known.measured["answers"] = answers
             return known, _fault_of(known, but_answers=True)
         record = record_of(content)
@@ -57,10 +58,10 @@ def _fault_of(record: Record, *, but_answers: bool = False) -> str | None:
     return fault_of(record.measured, but_answers=but_answers) if _is_judged(record) else None
 
 
-def _without(text: bytes, content: bytes) -> Record | None:
-    """A record whose answers, which are in that text, were not parsed; None if these are not what it is."""
+def _without(place: slice, content: bytes) -> Record | None:
+    """A record whose answers, which stand there, were not parsed; None if these are not what it is."""
     try:
-        record = record_of(content.replace(text, b'["%b"]' % _ELSEWHERE, 1))
+        record = record_of(b'%b["%b"]%b' % (content[: place.start], _ELSEWHERE, content[place.stop :]))
     except ValidationError:
         # Which would name other lines than the file's.
         return None
@@ -74,12 +75,17 @@ def _is(text: bytes, answers: list[dict[str, Any]] | None) -> bool:
         return False
 
 
-def _answers_in(content: bytes) -> bytes:
-    """The text of a list of answers where :meth:`qvlfp8.evidence.Evidence.add` puts it; or none.
+def _answers_in(content: bytes) -> slice:
+    """Where a list of answers stands if :meth:`qvlfp8.evidence.Evidence.add` put it there; or nothing.
 
     Within texts of JSON no line ends, so what is found is no part of one; whether it is the whole list is
     seen when it is parsed.
     """
-    start = content.find(b'\n  "answers": [\n')
-    end = content.find(b"\n  ]", start)
-    return content[start:end].partition(b": ")[2] + b"\n  ]" if -1 not in {start, end} else b""
+    start = content.find(_BEFORE)
+    end = content.find(_AFTER, start + len(_BEFORE))
+    if -1 in {start, end}:
+        return slice(0, 0)
+    return slice(start + len(_BEFORE) - len(b"[\n"), end + len(_AFTER))
+
+
+_BEFORE, _AFTER = b'\n  "answers": [\n', b"\n  ]"
