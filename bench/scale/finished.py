@@ -2,7 +2,8 @@
 
 What was measured, found and said is that of committed records of ours (:mod:`bench.scale.shown`); what a
 record says of its own step, and of what it read, is the step's own. On demand a fifth of the cells was run on
-a GPU as well, and those records are committed.
+a GPU as well, and those records are committed; one in seven answers as no other does. That is about the share
+of committed records of ours that do: 200 with answers have 30 lists of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from qvlfp8.store import LOG
 
 _LOG = "INFO 11-27 15:19:02 [loader.py:104] Loading weights took 0.41 seconds\n" * 11
 """About what a loader's log has: 800 bytes."""
+
+ALIKE = 7
+"""One run of so many has a list of answers that no other has."""
 
 RUN_ON_GPU = "vlm-fp8"
 """The kind of recipe that was run on a GPU: a fifth of the recipes."""
@@ -80,6 +84,8 @@ def _record(project: Project, step: Step, made: dict[str, str], lock: str | None
         told["environment"]["vllm"] = environment.vllm
     if step.stage == "generate":
         told["measured"]["options"] = dict(step.params["options"])
+        if answers := told["measured"].get("answers"):
+            told["measured"]["answers"] = _own_answers(answers, step)
     on_gpu = step.device == "cuda"
     host = told.get("host") or shown.of_loader("vlm-fp8", "new").host.model_dump()
     return Record(
@@ -108,6 +114,16 @@ def _record(project: Project, step: Step, made: dict[str, str], lock: str | None
         log_digest=None if on_gpu else digest.of_json(_LOG),
         qvlfp8="0.1.0",
     )
+
+
+def _own_answers(answers: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
+    """The answers; for one run in seven with one of them replaced by another's, by the step's digest."""
+    number = int(step.digest, 16)
+    if number % ALIKE:
+        return answers
+    at, other = number // ALIKE % len(answers), number // ALIKE // len(answers) % len(answers)
+    changed = answers[at] | {"answer": answers[other]["answer"]}
+    return [*answers[:at], changed, *answers[at + 1 :]]
 
 
 def _like(project: Project, step: Step) -> Record | None:
