@@ -140,12 +140,17 @@ def view_cells(
         answered: what is known already of what runs say; takes what is scored now.
     """
     known = Answered() if answered is None else answered
+    # A checkpoint's steps are those of all its cells.
+    executed: dict[str, tuple[StageView, ...]] = {}
     return tuple(
         CellView(
             cell=cell,
             stages=tuple(
                 _lacking(view, lacking)
-                for view in (*_executed(plan, seen, cell), *_generated(plan, seen, cell, bounds, known))
+                for view in (
+                    *_executed(plan, seen, cell, executed),
+                    *_generated(plan, seen, cell, bounds, known),
+                )
             ),
         )
         for cell in plan.cells
@@ -158,8 +163,13 @@ def _lacking(view: StageView, lacking: Mapping[str, str]) -> StageView:
     return replace(view, because=lacking[view.digest], lacking=True)
 
 
-def _executed(plan: Plan, seen: Mapping[str, Seen], cell: Cell) -> Iterable[StageView]:
-    """What the locks say, and the stages with a step and a record of their own."""
+def _executed(
+    plan: Plan, seen: Mapping[str, Seen], cell: Cell, known: dict[str, tuple[StageView, ...]]
+) -> Iterable[StageView]:
+    """What the locks say, and the stages with a step and a record of their own.
+
+    ``known``: what steps say, by digest; takes what they say now.
+    """
     missing = [Cause(id=UNRESOLVED, text=f"{s.subject}: {s.unresolved}") for s in plan.unresolved(cell)]
     yield StageView(
         stage="resolve",
@@ -171,21 +181,27 @@ def _executed(plan: Plan, seen: Mapping[str, Seen], cell: Cell) -> Iterable[Stag
         if stage not in plan.stages[cell.id] or stage in GENERATED:
             continue
         step = plan.step(cell, stage)
-        found = seen[step.digest]
-        known = _unexecuted(plan, seen, step, (stage,))
-        if known or found.record is None:
-            yield from known or (StageView(stage=stage, status="not run", digest=step.digest),)
-            continue
-        yield StageView(
-            stage=stage,
-            status=found.record.status,
-            causes=_as_causes(found.record.causes),
-            because=found.record.because(),
-            digest=step.digest,
-            where=found.record.host,
-            measured=found.record.measured,
-            earlier_worker=found.earlier_worker,
-        )
+        if step.digest not in known:
+            known[step.digest] = _of_step(plan, seen, step, stage)
+        yield from known[step.digest]
+
+
+def _of_step(plan: Plan, seen: Mapping[str, Seen], step: Step, stage: Stage) -> tuple[StageView, ...]:
+    found = seen[step.digest]
+    known = _unexecuted(plan, seen, step, (stage,))
+    if known or found.record is None:
+        return known or (StageView(stage=stage, status="not run", digest=step.digest),)
+    view = StageView(
+        stage=stage,
+        status=found.record.status,
+        causes=_as_causes(found.record.causes),
+        because=found.record.because(),
+        digest=step.digest,
+        where=found.record.host,
+        measured=found.record.measured,
+        earlier_worker=found.earlier_worker,
+    )
+    return (view,)
 
 
 def _unexecuted(

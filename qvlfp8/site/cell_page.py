@@ -10,9 +10,10 @@ from qvlfp8.cells import Stage
 from qvlfp8.observed import named_version
 from qvlfp8.results import Status
 from qvlfp8.site import cell_html, pieces, rendering
-from qvlfp8.site.cell_view import CellPage, Common, ExamShown, Execution, RowShown, make_page, show_row
+from qvlfp8.site.cell_view import CellPage, Common, Execution, RowShown, make_page, show_row
 from qvlfp8.site.chart_html import Figures
 from qvlfp8.site.data import Site, SiteCell
+from qvlfp8.site.exam_view import ExamShown
 from qvlfp8.site.execution_html import section
 from qvlfp8.site.matrix_view import Row
 from qvlfp8.site.outcome import WORDS

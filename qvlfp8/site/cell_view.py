@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from qvlfp8.cells import GENERATED, OF_CHECKPOINT, Stage
 from qvlfp8.observed import named_version
 from qvlfp8.plan import repeat_command
-from qvlfp8.report import proof
 from qvlfp8.report.table import StageView, difference
 from qvlfp8.results import Record, Status
 from qvlfp8.site import chart
 from qvlfp8.site.data import Site, SiteCell, record_name
+from qvlfp8.site.exam_view import NOT_ASKED, Asked, ExamShown
 from qvlfp8.site.matrix_view import producer
 from qvlfp8.site.measured import Table, Value, values_of
 from qvlfp8.site.mends import Mends, mends_of
@@ -24,28 +27,13 @@ __all__ = [
     "Answer",
     "CellPage",
     "Common",
-    "ExamShown",
     "Execution",
     "RowShown",
     "StageShown",
     "TaskRow",
     "make_page",
-    "questions_shown",
     "show_row",
 ]
-
-SHOWN = 4
-"""Questions of sight that are shown, each with two pictures."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExamShown:
-    """The exam that can be drawn now: its digest, and the prompts of what there are pictures of."""
-
-    digest: str = ""
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    shown: Mapping[str, tuple[proof.Shown, ...]] = field(default_factory=dict)
-    """Cell id -> what its page shows of it (:func:`questions_shown`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,16 +157,16 @@ def make_page(
         exam: what can be drawn.
         common: takes what it has in common with other pages, and gives it to them.
     """
-    answers, right, asked = _answers(cell, exam)
+    asked = exam.shown.get(cell.cell.id, NOT_ASKED)
     return CellPage(
         cell=cell,
         producer=producer(cell.cell),
         version=named_version(cell.cell.serve),
         executions=tuple(_executions(site, cell, Common() if common is None else common)),
         difference=line(difference(cell.view) or ""),
-        answers=answers,
-        right=right,
-        asked=asked,
+        answers=tuple(_answers(asked, exam)),
+        right=asked.right,
+        asked=asked.pictures,
         row=row,
         baseline=record_name(cell.baseline) if cell.baseline else None,
         repeat=f"nox -s matrix -- --only '{cell.cell.id}'",
@@ -207,66 +195,15 @@ def _kv_cache(record: Record) -> str:
     return line(f"{kind} ({took}); asked for: {asked}")
 
 
-def questions_shown(cells: Iterable[SiteCell], exam: str) -> Mapping[str, tuple[proof.Shown, ...]]:
-    """The questions whose pictures a cell's page shows, by its id; no entry for none.
-
-    Args:
-        cells: which.
-        exam: digest of the exam that can be drawn.
-    """
-    # Records that answer alike have one list of answers (qvlfp8.run_records): the same is chosen of it.
-    chosen: dict[tuple[int, int], tuple[proof.Shown, ...]] = {}
-    found: dict[str, tuple[proof.Shown, ...]] = {}
-    for cell in cells:
-        if (runs := _runs(cell, exam)) is not None:
-            own, bf16 = runs
-            key = (id(own["answers"]), id(bf16["answers"]))
-            if key not in chosen:
-                chosen[key] = proof.shown(own, bf16, SHOWN)
-            if chosen[key]:
-                found[cell.cell.id] = chosen[key]
-    return found
-
-
-def _runs(cell: SiteCell, exam: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """What its run and that of BF16 measured; None unless both have answers to this exam, and they count."""
-    record, baseline = cell.records.get("load"), cell.baseline
-    if record is None or baseline is None or _status(cell, "image") in {"stale", "not run"}:
-        return None
-    if not record.measured.get("answers") or not baseline.measured.get("answers"):
-        return None
-    if record.measured.get("exam_digest") != exam:
-        # Its pictures were others than those that can be drawn now.
-        return None
-    return record.measured, baseline.measured
-
-
-def _status(cell: SiteCell, stage: Stage) -> Status:
-    view = cell.view.stage(stage)
-    return view.status if view else "not run"
-
-
-def _answers(cell: SiteCell, exam: ExamShown) -> tuple[tuple[Answer, ...], int, int]:
-    shown = exam.shown.get(cell.cell.id, ())
-    if not shown:
-        return (), 0, 0
-    asked = [a for a in cell.records["load"].measured["answers"] if a["sight"]]
-    pairs = [(a["answer"], a["expected"]) for a in asked]
-    pairs += [(a["swapped_answer"], a["swapped_expected"]) for a in asked]
-    return (
-        tuple(
-            Answer(
-                picture=row.picture,
-                prompt=exam.prompts[row.question],
-                right=line(row.right, 120),
-                baseline=line(row.baseline, 120),
-                answer=line(row.answer, 120),
-            )
-            for row in shown
-        ),
-        sum((said or "").strip() == right for said, right in pairs),
-        len(pairs),
-    )
+def _answers(asked: Asked, exam: ExamShown) -> Iterator[Answer]:
+    for row in asked.rows:
+        yield Answer(
+            picture=row.picture,
+            prompt=exam.prompts[row.question],
+            right=line(row.right, 120),
+            baseline=line(row.baseline, 120),
+            answer=line(row.answer, 120),
+        )
 
 
 def _executions(site: Site, cell: SiteCell, common: Common) -> Iterator[Execution]:
@@ -367,11 +304,13 @@ def _facts(site: Site, cell: SiteCell, record: Record | None, view: StageView) -
         yield Value(name="checkpoint", text=line(str(checkpoint)))
     yield Value(name="engine", text=line(str(told.get("engine", "unknown"))))
     if patches := [one for one in told.get("patches") or () if isinstance(one, Mapping)]:
-        yield _patches(patches)
+        yield _patches(to_json(patches))
 
 
-def _patches(told: Sequence[Mapping[str, Any]]) -> Value:
-    """What was changed in that vLLM so that it ran there; kept records have the names alone."""
+@lru_cache(maxsize=256)
+def _patches(patches: bytes) -> Value:
+    """What was changed in that vLLM so that it ran there, from JSON; kept records have the names alone."""
+    told = from_json(patches)
     why = {patch.id: patch.why for patch in PATCHES}
     rows = [
         (line(name, 80), line(str(patch.get("why") or why.get(name, ""))))

@@ -12,8 +12,8 @@ from qvlfp8.results import Record
 from qvlfp8.site import api, compatibility, feed, rendering
 from qvlfp8.site.badges import Badge, badge_of
 from qvlfp8.site.cell_page import CellPages, by_checkpoint
-from qvlfp8.site.cell_view import ExamShown
 from qvlfp8.site.data import Site
+from qvlfp8.site.exam_view import ExamShown
 from qvlfp8.site.finding_view import FindingPage, make_pages
 from qvlfp8.site.matrix_view import Matrix, lay_out, producer
 from qvlfp8.site.names import slug

@@ -18,9 +18,9 @@ from qvlfp8.errors import UsageError
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import draw_pictures, prompts_of
 from qvlfp8.site import pyodide, rendering
-from qvlfp8.site.cell_view import ExamShown, questions_shown
 from qvlfp8.site.checker import write_checker
 from qvlfp8.site.data import Site, gather
+from qvlfp8.site.exam_view import ExamShown, questions_shown
 from qvlfp8.site.files import Shares, first_files
 from qvlfp8.site.matrix_view import lay_out
 from qvlfp8.site.sharing import beside, in_shares, processes
@@ -143,7 +143,7 @@ def _exam(site: Site) -> tuple[ExamShown, Draw]:
     questions = make_exam(asked.seed, asked.per_task)
     digest = exam_digest(questions)
     shown = questions_shown(site.cells, digest)
-    used = {row.question for found in shown.values() for row in found}
+    used = {row.question for about in shown.values() for row in about.rows}
     exam = ExamShown(digest=digest, prompts=prompts_of(questions, used), shown=shown)
 
     def draw(folder: Path) -> None:

@@ -31,9 +31,10 @@ from qvlfp8.scoring import Bounds
 from qvlfp8.site import chart, compatibility, publishing, rendering
 from qvlfp8.site.badges import COLOURS, badge_of
 from qvlfp8.site.cell_page import cell_text
-from qvlfp8.site.cell_view import ExamShown, make_page, show_row
+from qvlfp8.site.cell_view import make_page, show_row
 from qvlfp8.site.chart_html import Figures
 from qvlfp8.site.data import Site, SiteCell, gather
+from qvlfp8.site.exam_view import ExamShown
 from qvlfp8.site.files import Shares, site_files
 from qvlfp8.site.matrix_view import lay_out
 from qvlfp8.site.measured import values_of
