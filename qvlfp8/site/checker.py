@@ -96,5 +96,9 @@ def _parts(runtime: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _script(name: str, content: bytes) -> bytes:
-    packed = base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+    packed = base64.b64encode(gzip.compress(content, _LEVEL, mtime=0)).decode()
     return f'qvlfp8Part("{name}","{packed}");\n'.encode()
+
+
+_LEVEL = 6
+"""Of compression: 9 takes two and a half times as long for half a percent less."""
