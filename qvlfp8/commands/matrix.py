@@ -16,12 +16,14 @@ from qvlfp8.engine.choose import EngineName, make_engine
 from qvlfp8.errors import QvlError, UsageError
 from qvlfp8.fault_errors import error_of
 from qvlfp8.host import devices
+from qvlfp8.parts import parts
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.progress import ConsoleProgress
 from qvlfp8.report.render import print_table, to_json, to_markdown
 from qvlfp8.report.table import CellView
 from qvlfp8.run import Here, Runner
+from qvlfp8.sharing import beside, processes
 from qvlfp8.store import writing
 from qvlfp8.unchanged import Outcome, Unchanged
 from qvlfp8.untrusted import collection_paused
@@ -232,12 +234,28 @@ def show_table(
     known = unchanged.outcome(project.store)
     if known is None:
         cells = project.cells(only=only, everything=everything)
-        views = project.views(project.plan(cells, project.locks(cells)))
+        views = _views(project, project.plan(cells, project.locks(cells)))
         known = Outcome(shown=_drawn(views, screen, form))
         # Others may write to the store meanwhile: nobody holds it for a table.
         unchanged.keep(known, project.store, held=False)
     screen.file.write(known.shown)
     screen.file.flush()
+
+
+def _views(project: Project, plan: Plan) -> tuple[CellView, ...]:
+    """The plan's cells with what their records say; of many, another process looks half of them up."""
+    if len(plan.cells) < _MANY:
+        return project.views(plan)
+    own, *others = (plan.part(cells) for cells in parts(plan.cells, 2))
+    with beside(
+        lambda: [view for other in others for view in project.views(other)], count=processes()
+    ) as rest:
+        found = {view.cell.id: view for view in (*project.views(own), *rest())}
+    return tuple(found[cell.id] for cell in plan.cells)
+
+
+_MANY = 2_000
+"""Cells, from which on another process spares more time than it takes."""
 
 
 def _drawn(views: Sequence[CellView], screen: Console, form: Literal["terminal", "markdown", "json"]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from qvlfp8.cells import GENERATED, Cell, Stage
 from qvlfp8.observed import notes
+from qvlfp8.parts import parts
 from qvlfp8.plan import Plan
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import judged_marks
@@ -140,23 +141,14 @@ def gather(project: Project, early: Callable[[Site], None] | None = None) -> Sit
         plan = project.plan(cells, project.locks(cells))
         answered = Answered()
         found: dict[str, SiteCell] = {}
-        for part in _halves(cells) if early else (cells,):
-            told = tuple(_gather(project, plan if part is cells else plan.part(part), answered))
+        for part in parts(cells, 2 if early else 1):
+            told = tuple(_gather(project, plan.part(part) if early else plan, answered))
             if early and not found:
                 early(Site(project=project, plan=plan, cells=told))
             found |= {cell.cell.id: cell for cell in told}
         # Those of no cell as well: a folder of records is valid as a whole.
         deque(project.evidence.records(), maxlen=0)
         return Site(project=project, plan=plan, cells=tuple(found[cell.id] for cell in cells))
-
-
-def _halves(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
-    """The cells of the first half of all checkpoints, and the others; each checkpoint's stay together."""
-    checkpoints = list(dict.fromkeys(cell.checkpoint for cell in cells))
-    first = set(checkpoints[: len(checkpoints) // 2])
-    for half in (True, False):
-        if part := tuple(cell for cell in cells if (cell.checkpoint in first) is half):
-            yield part
 
 
 def _gather(project: Project, plan: Plan, answered: Answered) -> Iterator[SiteCell]:

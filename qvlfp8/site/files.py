@@ -12,7 +12,7 @@ from qvlfp8.results import Record
 from qvlfp8.site import api, compatibility, feed, rendering
 from qvlfp8.site.badges import Badge, badge_of
 from qvlfp8.site.cell_page import CellPages, by_checkpoint
-from qvlfp8.site.data import Site
+from qvlfp8.site.data import Site, SiteCell
 from qvlfp8.site.exam_view import ExamShown
 from qvlfp8.site.finding_view import FindingPage, make_pages
 from qvlfp8.site.matrix_view import Matrix, lay_out, producer
@@ -44,7 +44,10 @@ def site_files(
 def first_files(site: Site, matrix: Matrix, *, base: str, schema: str) -> Iterator[tuple[str, bytes]]:
     """The files that speak of the whole matrix, and what pages load."""
     findings = make_pages(site, matrix.columns)
-    badges = {name: badge_of(name, site.cells, matrix.columns) for name in site.project.matrix.recipes}
+    of_recipe: dict[str, list[SiteCell]] = {name: [] for name in site.project.matrix.recipes}
+    for cell in site.cells:
+        of_recipe[cell.cell.recipe.id].append(cell)
+    badges = {name: badge_of(name, cells, matrix.columns) for name, cells in of_recipe.items()}
     for path, text in _texts(site, matrix, findings, badges, base=base, schema=schema):
         yield path, text.encode()
     yield from rendering.assets()

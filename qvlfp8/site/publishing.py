@@ -17,13 +17,13 @@ from qvlfp8.commands.schema import schema_text
 from qvlfp8.errors import UsageError
 from qvlfp8.project import Project
 from qvlfp8.report.evidence import draw_pictures, prompts_of
+from qvlfp8.sharing import beside, in_shares, processes
 from qvlfp8.site import pyodide, rendering
 from qvlfp8.site.checker import write_checker
 from qvlfp8.site.data import Site, gather
 from qvlfp8.site.exam_view import ExamShown, questions_shown
 from qvlfp8.site.files import Shares, first_files
 from qvlfp8.site.matrix_view import lay_out
-from qvlfp8.site.sharing import beside, in_shares, processes
 from qvlfp8.store import writing
 
 __all__ = ["Published", "Runtime", "publish"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qvlfp8.commands import matrix as commands
 from qvlfp8.commands.matrix import run_matrix, show_table
 from qvlfp8.project import Project
 from qvlfp8.seen_files import Mark, mark_at
@@ -299,6 +300,20 @@ def test_a_table_is_shown_again_without_reading(tables: Tables, form: str) -> No
     assert "lm-fp8" in first
     assert tables.show(form) == first
     assert tables.read == 1
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "json"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_table_of_many_cells_says_what_it_would_say_of_few(
+    tables: Tables, form: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tables.show(form, everything=True)
+    monkeypatch.setattr(commands, "_MANY", 1)
+    monkeypatch.setattr(commands, "processes", lambda: count)
+    tables.runs.a_record().touch()
+    assert tables.show(form, everything=True) == first
+    # What another process reads is not counted here.
+    assert tables.read == (2 if count == 2 else 3)
 
 
 def test_what_else_is_asked_of_a_table_is_another_question(tables: Tables) -> None:

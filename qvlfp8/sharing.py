@@ -1,4 +1,4 @@
-"""Work in shares, done by several processes: forks of this one, each taking what no other has taken."""
+"""Work that several processes do: forks of this one. Of shares each takes what no other has taken."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _result(fork: ForkProcess, receiver: Connection) -> Any:
     except EOFError:
         fork.join()
         raise WorkerError(
-            f"a process that helps to write the site was ended (exit code {fork.exitcode})",
+            f"a process that helped was ended (exit code {fork.exitcode})",
             mend="see whether memory is left on this machine, and run again",
         ) from None
     if raised is not None:
