@@ -14,7 +14,6 @@ from qvlfp8.untrusted import harmless
 __all__ = ["excerpt", "line", "plain", "without_paths"]
 
 _STORE = re.compile(r"(?:/[^\s/'\"<>:,()]{1,120}){1,20}/(?=(?:steps|environments|tmp)/)")
-_PLACES = ("/steps/", "/environments/", "/tmp/")  # noqa: S108
 _LINE = 400
 _SHOWN_LINES = 40
 
@@ -22,7 +21,8 @@ _SHOWN_LINES = 40
 def without_paths(text: str) -> str:
     """Absolute paths into a store, wherever it lay, become relative to it: ``.qvlfp8/steps/…``."""
     # Most text names no such place, and the expression tries each slash of it.
-    return _STORE.sub(".qvlfp8/", text) if any(place in text for place in _PLACES) else text
+    named = "/steps/" in text or "/environments/" in text or "/tmp/" in text  # noqa: S108
+    return _STORE.sub(".qvlfp8/", text) if named else text
 
 
 def plain(text: str, limit: int = 4000) -> str:
