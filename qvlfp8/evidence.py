@@ -43,6 +43,11 @@ class Evidence:
         """The folders of accelerators that there are records of."""
         return tuple(sorted({path.parts[-3] for path in self._paths()}))
 
+    @property
+    def has_runs(self) -> bool:
+        """Whether there is a record that may stand for a run of vLLM."""
+        return bool(self._by_key)
+
     def at(self, accelerator: str) -> Evidence:
         """The records of one accelerator alone."""
         return Evidence(self.root, accelerator, self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,14 +141,15 @@ class Project:
 
     def finished(self, plan: Plan) -> set[str]:
         """The digests of a plan's steps that are done, as the store is now: no run would execute them."""
-        there = self.store.digests()
-
-        def known(step: Step) -> Record | None:
-            # Of a large plan most steps have no entry: that is seen at once, for all of them.
-            own = self.own(step) if step.digest in there else None
-            return own or self._elsewhere(step)
-
-        return {digest for digest, seen in survey(plan, known).items() if seen.final}
+        there, elsewhere = self.store.digests(), self.evidence.has_runs
+        # Of a large plan most steps have no record: that is seen at once, for all of them.
+        steps = {
+            digest: step
+            for digest, step in plan.steps.items()
+            if digest in there or (elsewhere and step.stage == "generate")
+        }
+        seen = survey(replace(plan, steps=steps), self.executed)
+        return {digest for digest, found in seen.items() if found.final}
 
     def older(self, step: Step) -> Record | None:
         """The newest record of a step's stage and subject that is not current; this machine's first."""

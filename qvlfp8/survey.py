@@ -47,6 +47,7 @@ def survey(plan: Plan, lookup: Lookup, older: Lookup | None = None) -> dict[str,
     """Look every step of the plan up, by digest, in the plan's order.
 
     Args:
+        plan: it may lack steps of which there is no record.
         older: the newest record of a step's stage and subject that is not the step's own.
     """
     seen: dict[str, Seen] = {}
@@ -110,9 +111,10 @@ def _earlier_worker(record: Record, step: Step) -> bool:
 
 def _stale(record: Record, step: Step, seen: Mapping[str, Seen]) -> bool:
     for need in step.needs:
-        source = seen[need].record
+        needed = seen.get(need, _NEVER)
+        source = needed.record
         if source is None or source.stage == "build":
             continue
-        if seen[need].stale or source.made is None or record.read.get(need) != source.made:
+        if needed.stale or source.made is None or record.read.get(need) != source.made:
             return True
     return False
