@@ -24,7 +24,7 @@ from qvlfp8.store import LOG
 _LOG = "INFO 11-27 15:19:02 [loader.py:104] Loading weights took 0.41 seconds\n" * 11
 """About what a loader's log has: 800 bytes."""
 
-ALIKE = 7
+OWN_ANSWERS = 7
 """One run of so many has a list of answers that no other has."""
 
 RUN_ON_GPU = "vlm-fp8"
@@ -119,9 +119,9 @@ def _record(project: Project, step: Step, made: dict[str, str], lock: str | None
 def _own_answers(answers: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
     """The answers; for one run in seven with one of them replaced by another's, by the step's digest."""
     number = int(step.digest, 16)
-    if number % ALIKE:
+    if number % OWN_ANSWERS:
         return answers
-    at, other = number // ALIKE % len(answers), number // ALIKE // len(answers) % len(answers)
+    at, other = number // OWN_ANSWERS % len(answers), number // OWN_ANSWERS // len(answers) % len(answers)
     changed = answers[at] | {"answer": answers[other]["answer"]}
     return [*answers[:at], changed, *answers[at + 1 :]]
 

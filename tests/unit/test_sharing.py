@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,28 @@ from qvlfp8.errors import UsageError, WorkerError
 from qvlfp8.sharing import beside, in_shares
 
 
-def test_what_another_process_raises_is_raised_here(tmp_path: Path) -> None:
-    main = os.getpid()
-    tried = tmp_path / "tried"
+def in_the_fork(tmp_path: Path, act: Callable[[], None]) -> None:
+    """Have the fork of :func:`in_shares` do something; this process takes no share before that has begun."""
+    main, begun = os.getpid(), tmp_path / "begun"
 
     def work(_number: int) -> None:
         if os.getpid() != main:
-            tried.touch()
-            raise UsageError("there", mend="look there")
+            begun.touch()
+            act()
 
     def meanwhile() -> None:
-        while not tried.exists():
+        while not begun.exists():
             os.sched_yield()
 
+    in_shares(8, work, meanwhile, count=2)
+
+
+def test_what_another_process_raises_is_raised_here(tmp_path: Path) -> None:
+    def mistaken() -> None:
+        raise UsageError("there", mend="look there")
+
     with pytest.raises(UsageError, match="there") as raised:
-        in_shares(8, work, meanwhile, count=2)
+        in_the_fork(tmp_path, mistaken)
     assert raised.value.mend == "look there"
 
 
@@ -39,37 +47,16 @@ class NamedError(Exception):
 
 
 def test_what_cannot_be_handed_on_is_told_in_words(tmp_path: Path) -> None:
-    main = os.getpid()
-    tried = tmp_path / "tried"
-
-    def work(_number: int) -> None:
-        if os.getpid() != main:
-            tried.touch()
-            raise NamedError(name="it")
-
-    def meanwhile() -> None:
-        while not tried.exists():
-            os.sched_yield()
+    def mistaken() -> None:
+        raise NamedError(name="it")
 
     with pytest.raises(WorkerError, match="NamedError: what is the matter with it"):
-        in_shares(8, work, meanwhile, count=2)
+        in_the_fork(tmp_path, mistaken)
 
 
 def test_a_process_that_is_ended_from_outside_is_told(tmp_path: Path) -> None:
-    main = os.getpid()
-    waited = tmp_path / "taken"
-
-    def work(_number: int) -> None:
-        if os.getpid() != main:
-            waited.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def meanwhile() -> None:
-        while not waited.exists():
-            os.sched_yield()
-
     with pytest.raises(WorkerError, match="exit code -9"):
-        in_shares(8, work, meanwhile, count=2)
+        in_the_fork(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 @pytest.mark.parametrize("count", [1, 2])
