@@ -26,6 +26,8 @@ from qvlfp8.report.table import CellView
 from qvlfp8.run import Here, Runner
 from tests.unit.factory import open_project
 
+ROOT = Path(__file__).parents[2]
+
 GOOD_PREFLIGHT: dict[str, Any] = json.loads(
     (Path(__file__).parent / "data" / "preflight" / "vision-fp8.json").read_text()
 )["measured"]
@@ -157,6 +159,22 @@ def test_what_is_done_is_what_no_run_would_execute(bench: Bench) -> None:
     model = next(step for step in bench.plan.steps.values() if step.stage == "model")
     (bench.project.store.entry("model", model.digest) / "record.json").write_text("{}")
     assert model.digest not in bench.project.finished(bench.plan)
+
+
+def test_what_is_done_stays_done_without_the_entry_that_it_was_made_of(bench: Bench) -> None:
+    bench.run(FakeEngine())
+    made = [step for step in bench.plan.steps.values() if step.stage == "quantize"]
+    for step in made:
+        shutil.rmtree(bench.project.store.entry("quantize", step.digest))
+    assert bench.project.finished(bench.plan) == set(bench.plan.steps) - {step.digest for step in made}
+
+
+def test_a_committed_run_on_a_gpu_is_done_and_what_needs_none_is_not() -> None:
+    project = Project.open(ROOT / "matrix.yaml", ROOT / "no-store")
+    cells = project.cells(only=["lm-fp8/modelopt-0.41.0/seeing-untied/vllm-0.26.0"])
+    plan = project.plan(cells, project.locks(cells))
+    done = project.finished(plan)
+    assert {plan.step(cells[0], "load").digest, plan.baseline(cells[0]).digest} == done
 
 
 def test_everything_runs_once_in_one_batch_an_environment(bench: Bench) -> None:
